@@ -1,0 +1,1 @@
+"""A stand-in for portod: Porto's protocol, containers by crun."""

@@ -1,0 +1,1 @@
+"""The runtime and image calls of CRI on Porto."""

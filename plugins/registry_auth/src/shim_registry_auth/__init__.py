@@ -1,0 +1,1 @@
+"""Docker registry credentials and token authentication."""
