@@ -83,9 +83,7 @@ class Section(BaseModel):
     Give every field a default and ``Field(description=...)``: ``config default`` prints both.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_pascal, hide_input_in_errors=True, validate_default=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_pascal, hide_input_in_errors=True)
     section: ClassVar[str] = ""
 
 

@@ -72,12 +72,15 @@ def discover(disabled: Iterable[str] = (), order: Sequence[str] = ()) -> list[Pl
                 logger.warning("Plugins.%s: no plugin %s is installed%s", setting, name, hint)
     wanted = [name for name in (*order, *sorted(found)) if name in found and name not in set(disabled)]
     wanted = list(dict.fromkeys(wanted))
+
+    def on_failure(_manager: object, entry: importlib.metadata.EntryPoint, err: BaseException) -> None:
+        # stevedore's cache forgets whose entry point it was.
+        owner = " ".join(found[entry.name])
+        reason = f"{type(err).__name__}: {err}"
+        raise PluginError(f"plugin {entry.name} of {owner} can't be loaded from {entry.value}: {reason}") from err
+
     extensions: NamedExtensionManager[object] = NamedExtensionManager(
-        NAMESPACE,
-        names=wanted,
-        name_order=True,
-        on_load_failure_callback=_load_failure,
-        warn_on_missing_entrypoint=False,
+        NAMESPACE, names=wanted, name_order=True, on_load_failure_callback=on_failure
     )
     plugins = []
     for extension in extensions:
@@ -125,13 +128,6 @@ def _entry_points() -> dict[str, tuple[str, str]]:
             raise PluginError(f"two plugins are called {entry.name}, from {both}: uninstall one of them")
         found[entry.name] = owner
     return found
-
-
-def _load_failure(_manager: object, entry: importlib.metadata.EntryPoint, err: BaseException) -> None:
-    owner = f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else "an unknown distribution"
-    raise PluginError(
-        f"plugin {entry.name} of {owner} can't be loaded from {entry.value}: {type(err).__name__}: {err}"
-    ) from err
 
 
 def _is_unmarked(instance: object, name: str) -> bool:
