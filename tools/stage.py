@@ -24,7 +24,7 @@ from pathlib import Path
 CLONE_NEWNS = 0x00020000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
-MS_REC, MS_PRIVATE, MS_NOSUID, MS_NODEV = 0x4000, 0x40000, 0x2, 0x4
+MS_REC, MS_PRIVATE, MS_SHARED, MS_NOSUID, MS_NODEV = 0x4000, 0x40000, 0x100000, 0x2, 0x4
 PR_SET_PDEATHSIG = 1
 
 DIRECTORY = "/tmp/stage"
@@ -106,7 +106,9 @@ def _claim_name() -> tuple[str, int]:
 
 def _init(argv: list[str], name: str) -> int:
     """PID 1 of the stage: prepares it, runs the command, reaps what is orphaned."""
+    # Cut off from the host, then shared among the namespaces of the stage, as `/` is on a host with systemd.
     _check(_libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None), "mount --make-rprivate /")
+    _check(_libc.mount(b"none", b"/", None, MS_REC | MS_SHARED, None), "mount --make-rshared /")
     _check(_libc.mount(b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV, None), "mount /proc")
     for directory in _PRIVATE_DIRECTORIES:
         os.makedirs(directory, exist_ok=True)

@@ -239,6 +239,7 @@ class Client(StorageCalls):
         sync: bool = False,
         real: bool = False,
         timeout_s: float | None = None,
+        connection: Connection | None = None,
     ) -> dict[str, dict[str, str | errors.PortoError]]:
         """Properties of many containers in one call.
 
@@ -251,7 +252,7 @@ class Client(StorageCalls):
         get.name.extend(names)
         get.variable.extend(variables)
         get.nonblock, get.sync, get.real = nonblock, sync, real
-        response = self.call(request, timeout_s)
+        response = self.call(request, timeout_s, connection=connection)
         return {
             entry.name: {
                 item.variable: errors.error_for(item.error, item.errorMsg) if item.HasField("error") else item.value
@@ -298,14 +299,20 @@ class Client(StorageCalls):
         :param names: names, or masks with ``*`` and ``?``.
         :param wait_s: how long; forever when None, only a look when 0. A time-out is a result, not an error.
         """
-        request = rpc_pb2.TContainerRequest()
-        request.wait.name.extend(names)
+        request = self.wait_request(names)
         timeout_s = float(365 * 86400)
         if wait_s is not None:
             request.wait.timeout_ms = round(wait_s * 1000)
             timeout_s = wait_s + self.timeout_s
         answer = self.call(request, timeout_s, cancel).wait
         return WaitResult(answer.name, answer.state, answer.when)
+
+    @staticmethod
+    def wait_request(names: Iterable[str]) -> rpc_pb2.TContainerRequest:
+        """The request behind :meth:`wait`, for who sends it over a session and polls for the answer."""
+        request = rpc_pb2.TContainerRequest()
+        request.wait.name.extend(names)
+        return request
 
     def subscribe(
         self, names: Iterable[str] = ("***",), *, labels: Iterable[str] = (), target_state: str | None = None

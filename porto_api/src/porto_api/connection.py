@@ -116,6 +116,15 @@ class Connection:
             self.state = State.IDLE
         return self._pending.popleft()
 
+    def fileno(self) -> int:
+        """The socket, to be polled for an answer that is to be received.
+
+        :raises errors.SocketError: the connection is closed.
+        """
+        if self._socket is None:
+            raise errors.SocketError("the connection is closed")
+        return self._socket.fileno()
+
     def healthy(self) -> bool:
         """False once the peer has closed, or sent something nobody asked for."""
         if self._socket is None or self._pending or self._decoder.partial:

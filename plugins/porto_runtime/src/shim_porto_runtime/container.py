@@ -1,0 +1,275 @@
+"""CreateContainer, StartContainer, StopContainer, RemoveContainer, ReopenContainerLog."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from porto_api import errors as porto
+from porto_api import rpc_pb2
+from shim_core.context import CallContext
+from shim_core.cri.v1 import api_pb2 as pb
+from shim_core.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    FailedPrecondition,
+    NotFound,
+    Unavailable,
+    UnknownError,
+)
+from shim_porto_runtime import process, sandbox, spec, states, users
+from shim_porto_runtime.cancelling import porto_token
+from shim_porto_runtime.names import check_id, new_id
+from shim_porto_runtime.porto_errors import porto_errors
+from shim_porto_runtime.records import ContainerRecord, ContainerState, SandboxRecord
+from shim_porto_runtime.signals import stop_signal
+from shim_porto_runtime.starting import Report
+from shim_porto_runtime.undo import Undo
+
+if TYPE_CHECKING:
+    from shim_porto_runtime.images import Image
+    from shim_porto_runtime.runtime import Runtime
+
+_REPORT_TIMEOUT_S = 10.0
+_KILL_TIMEOUT_S = 60.0
+_MAX_RESOLV_CONF_BYTES = 64 * 1024
+START_FAILED = 128
+"""Exit code of a container whose command could not be run, as other runtimes have it."""
+
+
+def create(rt: Runtime, request: pb.CreateContainerRequest, context: CallContext) -> pb.CreateContainerResponse:
+    """CreateContainer: record, root volume and Porto container, undone in reverse if one fails."""
+    config = request.config
+    owner = rt.records.sandboxes.find(check_id(request.pod_sandbox_id, "pod_sandbox_id"))
+    if owner is None:
+        raise NotFound(f"sandbox {request.pod_sandbox_id[:64]}: no such sandbox")
+    spec.check_container(config)
+    image = rt.images.resolve(config.image.image)
+    if image is None:
+        raise NotFound(f"image.image: {config.image.image!r} is not in the store; pull it first")
+    record = ContainerRecord(
+        id=new_id(),
+        sandbox_id=owner.id,
+        config=config,
+        created_at=time.time_ns(),
+        state=ContainerState.CREATING,
+        image_id=image.id,
+        image_ref=image.repo_digests[0] if image.repo_digests else image.id,
+        log_path=os.path.join(owner.config.log_directory, config.log_path)
+        if owner.config.log_directory and config.log_path
+        else "",
+        stop_signal=stop_signal(config.stop_signal, image.config.stop_signal),
+    )
+    with rt.locks.hold(owner.id, context):
+        owner = sandbox.ready(rt, owner.id)
+        existing = rt.records.containers.by_key(record.key)
+        if existing is not None:
+            return _repeated(existing, config)
+        with Undo(f"CreateContainer {record.id[:13]}") as undo:
+            rt.records.containers.insert(record)
+            undo.add("forget the record", lambda: rt.records.containers.delete(record.id))
+            _create(rt, owner, record, image, context, undo)
+            undo.keep()
+    return pb.CreateContainerResponse(container_id=record.id)
+
+
+def start(rt: Runtime, request: pb.StartContainerRequest, context: CallContext) -> pb.StartContainerResponse:
+    """StartContainer: returns when the command runs, or raises with the reason why it can't."""
+    record = get(rt, request.container_id)
+    with rt.locks.hold(record.sandbox_id, context):
+        owner = sandbox.ready(rt, record.sandbox_id)
+        record = get(rt, record.id)
+        if record.state is not ContainerState.CREATED:
+            raise FailedPrecondition(
+                f"container {record.id[:13]} is {record.state.value}; only a created one can start"
+            )
+        _start(rt, owner, record, context)
+    return pb.StartContainerResponse()
+
+
+def stop(rt: Runtime, request: pb.StopContainerRequest, context: CallContext) -> pb.StopContainerResponse:
+    """StopContainer: the stop signal, the grace period, SIGKILL. CRI: idempotent; success for an unknown id.
+
+    Porto's own Stop would forget the exit status, so it is Kill, Wait, Kill, Wait.
+    """
+    record = rt.records.containers.find(check_id(request.container_id, "container_id"))
+    if record is None or record.state is not ContainerState.RUNNING:
+        return pb.StopContainerResponse()
+    name = rt.names.container(record.sandbox_id, record.id)
+    if request.timeout > 0:
+        with porto_errors("sending the stop signal"):
+            try:
+                rt.porto.kill(name, record.stop_signal)
+            except (porto.InvalidState, porto.ContainerDoesNotExist):
+                pass  # it is dead already
+        _wait(rt, name, float(request.timeout), context)
+    _kill(rt, name, context)
+    states.record_exits(rt, [record])
+    return pb.StopContainerResponse()
+
+
+def remove(rt: Runtime, request: pb.RemoveContainerRequest, context: CallContext) -> pb.RemoveContainerResponse:
+    """RemoveContainer. CRI: idempotent; a running container is killed first."""
+    record = rt.records.containers.find(check_id(request.container_id, "container_id"))
+    if record is not None:
+        with rt.locks.hold(record.sandbox_id, context):
+            discard(rt, record, context)
+    return pb.RemoveContainerResponse()
+
+
+def discard(rt: Runtime, record: ContainerRecord, context: CallContext) -> None:
+    """Remove a container with everything that is its own. With its sandbox's lock held."""
+    name = rt.names.container(record.sandbox_id, record.id)
+    if record.state is ContainerState.RUNNING:
+        _kill(rt, name, context)
+        states.record_exits(rt, [record])
+    sandbox.destroy(rt, name)
+    rt.keeper.close(record.id)
+    rt.directories.remove_files(record.id)
+    rt.records.containers.delete(record.id)
+
+
+def reopen_log(
+    rt: Runtime, request: pb.ReopenContainerLogRequest, context: CallContext
+) -> pb.ReopenContainerLogResponse:
+    """ReopenContainerLog. CRI: after an error there is no new file."""
+    record = states.refresh_container(rt, get(rt, request.container_id))
+    if record.state is not ContainerState.RUNNING:
+        raise FailedPrecondition(f"container {record.id[:13]} is {record.state.value}: it writes no log")
+    rt.keeper.reopen(record.id)
+    return pb.ReopenContainerLogResponse()
+
+
+def get(rt: Runtime, container_id: str) -> ContainerRecord:
+    """The record of a container.
+
+    :raises NotFound: there is none.   :raises InvalidArgument: not an id.
+    """
+    record = rt.records.containers.find(check_id(container_id, "container_id"))
+    if record is None or record.state is ContainerState.CREATING:
+        raise NotFound(f"container {container_id}: no such container")
+    return record
+
+
+def _repeated(existing: ContainerRecord, config: pb.ContainerConfig) -> pb.CreateContainerResponse:
+    if existing.state is ContainerState.CREATED and existing.config == config:
+        return pb.CreateContainerResponse(container_id=existing.id)
+    raise AlreadyExists(
+        f"metadata: this attempt of the container exists as {existing.id} ({existing.state.value}); "
+        "remove it, or raise metadata.attempt"
+    )
+
+
+def _create(
+    rt: Runtime, owner: SandboxRecord, record: ContainerRecord, image: Image, context: CallContext, undo: Undo
+) -> None:
+    name = rt.names.container(owner.id, record.id)
+    undo.add("remove its directories", lambda: rt.directories.remove_files(record.id))
+    helper = rt.directories.make_helper(record.id, rt.init)
+    root = rt.directories.root(record.id)
+    root.mkdir(mode=0o755, exist_ok=True)
+    made = spec.container(
+        name,
+        record.id,
+        rt.shim_id,
+        record.config,
+        str(root),
+        str(helper),
+        spec.resolv_conf(owner.config.dns_config, _host_resolv_conf()),
+    )
+    volume = spec.root_volume(str(root), name, image.layers, rt.place)
+    undo.add("destroy the Porto container", lambda: sandbox.destroy(rt, name))
+    with porto_errors("creating the container"):
+        rt.porto.create_from_spec(made, [volume], timeout_s=context.remaining_s(rt.porto.timeout_s))
+    # The image's users are known now that its root filesystem is mounted.
+    user = users.resolve(record.config.linux.security_context, image.config.user, str(root))
+    hostname = rt.hostname_of(owner.config)
+    made_process = process.build(record.config, image.config, user, hostname)
+    rt.records.containers.update(record.id, state=ContainerState.CREATED, process=made_process.as_json())
+
+
+def _start(rt: Runtime, owner: SandboxRecord, record: ContainerRecord, context: CallContext) -> None:
+    name = rt.names.container(owner.id, record.id)
+    update = rpc_pb2.TContainerSpec(name=name)
+    with Report(rt.directories.helper(record.id)) as report:
+        process.into_spec(process.Process.from_json(record.process), update, report.name)
+        streams = rt.keeper.open(
+            record.id,
+            log_directory=owner.config.log_directory,
+            log_path=record.config.log_path if record.log_path else "",
+            tty=record.config.tty,
+            stdin=record.config.stdin,
+            stdin_once=record.config.stdin_once,
+        )
+        try:
+            # Porto opens them by way of our own descriptors.
+            update.stdin_path = stream_path(streams.stdin)
+            update.stdout_path = stream_path(streams.stdout)
+            update.stderr_path = stream_path(streams.stderr)
+            with porto_errors("starting the container"):
+                rt.porto.update_from_spec(update, start=True, timeout_s=context.remaining_s(rt.porto.timeout_s))
+        except BaseException:
+            rt.keeper.close(record.id)
+            raise
+        finally:
+            streams.close()
+        started_at = time.time_ns()
+        reported = report.wait(_REPORT_TIMEOUT_S)
+        problem = report.text()
+    if problem or not reported:
+        _start_failed(rt, record, name, problem or "the command did not start in time", started_at, context)
+    rt.records.containers.update(record.id, state=ContainerState.RUNNING, started_at=started_at)
+
+
+def _start_failed(
+    rt: Runtime, record: ContainerRecord, name: str, problem: str, started_at: int, context: CallContext
+) -> None:
+    _kill(rt, name, context)
+    rt.keeper.close(record.id)
+    rt.records.containers.update(
+        record.id,
+        state=ContainerState.EXITED,
+        exit_code=START_FAILED,
+        reason="StartError",
+        message=problem,
+        started_at=started_at,
+        finished_at=max(time.time_ns(), started_at + 1),
+    )
+    raise UnknownError(f"container {record.id[:13]} can't start: {problem}")
+
+
+def _kill(rt: Runtime, name: str, context: CallContext) -> None:
+    sandbox.kill(rt, name)
+    if not _wait(rt, name, _KILL_TIMEOUT_S, context):
+        raise Unavailable(f"the container does not die after SIGKILL within {_KILL_TIMEOUT_S:.0f} s; try again")
+
+
+def _wait(rt: Runtime, name: str, wait_s: float, context: CallContext) -> bool:
+    """Wait for a container's death; False when it lives on.
+
+    :raises DeadlineExceeded, Cancelled: the call has ended before.
+    """
+    remaining_s = context.remaining_s(wait_s)
+    with porto_errors("waiting for the container's death"), porto_token(context) as cancel:
+        try:
+            result = rt.porto.wait([name], remaining_s, cancel=cancel)
+        except porto.ContainerDoesNotExist:
+            return True
+    if result.timed_out and remaining_s < wait_s:
+        raise DeadlineExceeded("the call's deadline has passed before the grace period was over; repeat it")
+    return not result.timed_out
+
+
+def stream_path(fd: int | None) -> str:
+    """A standard stream as Porto takes it: a descriptor of ours, or nothing."""
+    return "/dev/null" if fd is None else f"/dev/fd/{fd}"
+
+
+def _host_resolv_conf() -> str:
+    try:
+        with Path("/etc/resolv.conf").open("rb") as file:
+            return file.read(_MAX_RESOLV_CONF_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""

@@ -1,0 +1,109 @@
+"""ListContainers, ContainerStatus."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from shim_core.context import CallContext
+from shim_core.cri.v1 import api_pb2 as pb
+from shim_porto_runtime import container, signals, states
+from shim_porto_runtime.records import ContainerRecord, ContainerState
+from shim_porto_runtime.sandbox_status import labels_match
+
+if TYPE_CHECKING:
+    from shim_porto_runtime.runtime import Runtime
+
+_STATES = {
+    ContainerState.CREATED: pb.CONTAINER_CREATED,
+    ContainerState.RUNNING: pb.CONTAINER_RUNNING,
+    ContainerState.EXITED: pb.CONTAINER_EXITED,
+}
+
+
+def list_containers(rt: Runtime, request: pb.ListContainersRequest, context: CallContext) -> pb.ListContainersResponse:
+    """ListContainers, the newest first."""
+    states.refresh(rt)
+    return pb.ListContainersResponse(containers=[_item(record) for record in matching(rt, request.filter)])
+
+
+def matching(rt: Runtime, wanted: pb.ContainerFilter) -> Iterator[ContainerRecord]:
+    """The containers that match all parts of a filter (CRI, ContainerFilter)."""
+    for record in reversed(rt.records.containers.all()):
+        if record.state is ContainerState.CREATING:
+            continue
+        if wanted.id and not record.id.startswith(wanted.id):
+            continue
+        if wanted.pod_sandbox_id and not record.sandbox_id.startswith(wanted.pod_sandbox_id):
+            continue
+        if wanted.HasField("state") and wanted.state.state != _STATES[record.state]:
+            continue
+        if labels_match(wanted.label_selector, record.config.labels):
+            yield record
+
+
+def container_status(
+    rt: Runtime, request: pb.ContainerStatusRequest, context: CallContext
+) -> pb.ContainerStatusResponse:
+    """ContainerStatus."""
+    record = states.refresh_container(rt, container.get(rt, request.container_id))
+    response = pb.ContainerStatusResponse(status=status_of(record))
+    if request.verbose:
+        response.info["info"] = json.dumps(_info(rt, record))
+    return response
+
+
+def status_of(record: ContainerRecord) -> pb.ContainerStatus:
+    """The status of a container, from its record alone."""
+    config = record.config
+    status = pb.ContainerStatus(
+        id=record.id,
+        metadata=config.metadata,
+        state=_STATES[record.state],
+        created_at=record.created_at,
+        started_at=record.started_at,
+        finished_at=record.finished_at,
+        exit_code=record.exit_code,
+        image=config.image,
+        image_ref=record.image_ref,
+        image_id=record.image_id,
+        reason=record.reason,
+        message=record.message,
+        labels=config.labels,
+        annotations=config.annotations,
+        mounts=config.mounts,
+        log_path=record.log_path,
+        stop_signal=signals.cri(record.stop_signal),
+    )
+    if record.process:
+        status.user.linux.uid = record.process["uid"]
+        status.user.linux.gid = record.process["gid"]
+        status.user.linux.supplemental_groups.extend(record.process["groups"])
+    status.resources.linux.CopyFrom(config.linux.resources)
+    return status
+
+
+def _item(record: ContainerRecord) -> pb.Container:
+    config = record.config
+    return pb.Container(
+        id=record.id,
+        pod_sandbox_id=record.sandbox_id,
+        metadata=config.metadata,
+        image=config.image,
+        image_ref=record.image_id,
+        image_id=record.image_id,
+        state=_STATES[record.state],
+        created_at=record.created_at,
+        labels=config.labels,
+        annotations=config.annotations,
+    )
+
+
+def _info(rt: Runtime, record: ContainerRecord) -> dict[str, Any]:
+    return {
+        "sandboxID": record.sandbox_id,
+        "portoName": rt.names.container(record.sandbox_id, record.id),
+        # Environment values may be secrets: their names have to do.
+        "process": {**record.process, "env": [name for name, _ in record.process.get("env", [])]},
+    }

@@ -1,0 +1,51 @@
+"""Porto's errors as the CRI's: one table, used around every call to Porto whose failure a client sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from porto_api import PortoError, rpc_pb2
+from porto_api import errors as porto
+from shim_core import errors
+
+_TABLE: dict[type[errors.ShimError], tuple[str, ...]] = {
+    errors.NotFound: (
+        "ContainerDoesNotExist", "VolumeNotFound", "LayerNotFound", "DockerImageNotFound", "NotFound", "LabelNotFound",
+    ),
+    errors.InvalidArgument: (
+        "InvalidProperty", "InvalidData", "InvalidValue", "InvalidCommand", "InvalidPath", "InvalidNetworkAddress",
+        "InvalidLabel", "InvalidFilesystem", "DeviceNotFound",
+    ),
+    errors.FailedPrecondition: ("InvalidState", "VolumeNotReady", "VolumeAlreadyLinked", "VolumeNotLinked", "NoValue"),
+    errors.AlreadyExists: ("ContainerAlreadyExists", "VolumeAlreadyExists", "LayerAlreadyExists"),
+    errors.ResourceExhausted: ("NoSpace", "ResourceNotAvailable"),
+    errors.PermissionDenied: ("Permission",),
+    errors.Unimplemented: ("NotSupported", "InvalidMethod"),
+    errors.Unavailable: (
+        "Busy", "PortoFrozen", "SocketError", "SocketUnavailable", "PortodReloaded",
+        "NbdSocketTimeout", "NbdSocketUnavaliable", "NbdSocketError",
+    ),
+    errors.DeadlineExceeded: ("SocketTimeout",),
+}  # fmt: skip
+_BY_CODE = {rpc_pb2.EError.Value(name): kind for kind, names in _TABLE.items() for name in names}
+
+
+def translate(err: PortoError, doing: str) -> errors.ShimError:
+    """The CRI error for a Porto error; what isn't in the table is INTERNAL.
+
+    :param doing: what was tried: ``starting the container``.
+    """
+    if isinstance(err, porto.Cancelled):
+        return errors.Cancelled(f"{doing}: the client has cancelled the call")
+    kind = _BY_CODE.get(err.code, errors.Internal)
+    return kind(f"{doing}: Porto: {err}")
+
+
+@contextmanager
+def porto_errors(doing: str) -> Iterator[None]:
+    """Raise Porto's errors as the CRI's."""
+    try:
+        yield
+    except PortoError as err:
+        raise translate(err, doing) from err

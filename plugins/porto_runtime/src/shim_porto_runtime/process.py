@@ -1,0 +1,201 @@
+"""What runs in a container, from the CRI's config and the image's: pure functions, no I/O.
+
+A process starts as portoshim-init (``init/init.c``), which sets what Porto has no property for and then becomes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from porto_api import rpc_pb2
+from shim_core.cri.v1 import api_pb2 as pb
+from shim_core.errors import InvalidArgument
+from shim_porto_runtime import capabilities
+from shim_porto_runtime.users import User
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+HELPER_DIRECTORY = "/.portoshim"
+"""Where a container sees the directory with portoshim-init and its FIFOs, read-only."""
+
+INIT = f"{HELPER_DIRECTORY}/init"
+
+# Porto sets these by itself; a pod knows nothing of Porto.
+_PORTO_VARIABLES = ("container", "PORTO_NAME", "PORTO_HOST", "PORTO_USER", "USER")
+_ENV_NAME = re.compile(r"[^=\0]+")
+
+
+class ImageConfig(Protocol):
+    """What this module needs of an image's configuration (OCI image spec, config)."""
+
+    @property
+    def entrypoint(self) -> Sequence[str]: ...
+    @property
+    def cmd(self) -> Sequence[str]: ...
+    @property
+    def env(self) -> Sequence[str]: ...
+    @property
+    def working_dir(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process and its surroundings, as they are recorded for a container and used again for every exec in it."""
+
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    cwd: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    bounding: int
+    """Capability mask."""
+    ambient: int = 0
+    no_new_privs: bool = False
+    tty: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Process:
+        fixed = dict(values)
+        fixed["argv"] = tuple(fixed["argv"])
+        fixed["groups"] = tuple(fixed["groups"])
+        fixed["env"] = tuple((name, value) for name, value in fixed["env"])
+        return cls(**fixed)
+
+
+def build(config: pb.ContainerConfig, image: ImageConfig, user: User, hostname: str) -> Process:
+    """The main process of a container.
+
+    :raises InvalidArgument: a field that can't be honoured, by name.
+    """
+    security = config.linux.security_context
+    bounding, ambient = capabilities.wanted(security)
+    return Process(
+        argv=_text(command(config, image), "command"),
+        env=environment(config, image, user, hostname),
+        cwd=_directory(config.working_dir, "working_dir") or _directory(image.working_dir, "WorkingDir of the image"),
+        uid=user.uid,
+        gid=user.gid,
+        groups=user.groups,
+        bounding=capabilities.mask(bounding),
+        ambient=capabilities.mask(ambient),
+        no_new_privs=security.no_new_privs,
+        tty=config.tty,
+    )
+
+
+def command(config: pb.ContainerConfig, image: ImageConfig) -> list[str]:
+    """``command`` replaces ENTRYPOINT and CMD, ``args`` replaces CMD (CRI, ContainerConfig).
+
+    :raises InvalidArgument: neither config nor image names a command.
+    """
+    from_image = [*image.entrypoint, *(config.args or image.cmd)]
+    argv = [*config.command, *config.args] if config.command else from_image
+    if not argv or not argv[0]:
+        raise InvalidArgument("command: empty, and the image has neither ENTRYPOINT nor CMD; set command")
+    return argv
+
+
+def environment(
+    config: pb.ContainerConfig, image: ImageConfig, user: User, hostname: str
+) -> tuple[tuple[str, str], ...]:
+    """The image's variables, then the config's, a later one replacing an earlier one of the same name.
+
+    :raises InvalidArgument: a name or value that no environment can hold.
+    """
+    variables = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname, "HOME": user.home}
+    if config.tty:
+        variables["TERM"] = "xterm"
+    for item in image.env:
+        name, separator, value = item.partition("=")
+        # An image may hold anything; what can't be a variable has never been one in any runtime.
+        if separator and name and "\0" not in item:
+            variables[name] = value
+    for pair in config.envs:
+        try:
+            value = pair.value.decode()
+        except UnicodeDecodeError as err:
+            raise InvalidArgument(f"envs[{pair.key}]: the value is not UTF-8, which Porto needs") from err
+        if not _ENV_NAME.fullmatch(pair.key) or "\0" in value:
+            raise InvalidArgument(f"envs[{pair.key[:64]!r}]: no environment can hold this")
+        variables[pair.key] = value
+    return tuple(variables.items())
+
+
+def for_exec(process: Process, argv: Iterable[str], *, tty: bool) -> Process:
+    """A further process in the same surroundings.
+
+    :raises InvalidArgument: there is no command.
+    """
+    command = _text(argv, "cmd")
+    if not command or not command[0]:
+        raise InvalidArgument("cmd: must not be empty")
+    env = process.env
+    if tty and not any(name == "TERM" for name, _ in env):
+        env = (*env, ("TERM", "xterm"))
+    return dataclasses.replace(process, argv=command, env=env, tty=tty)
+
+
+def into_spec(process: Process, spec: rpc_pb2.TContainerSpec, fifo: str, ipc: bool = False) -> None:
+    """Have a Porto container run a process by way of portoshim-init.
+
+    :param fifo: name of the FIFO in the helper directory on which init reports whether the command could be run.
+    :param ipc: join the pod's IPC namespace.
+    """
+    spec.user = "root"
+    spec.group = "root"
+    spec.cwd = "/"
+    spec.command_argv.argv.extend([INIT, *init_options(process, fifo, ipc), "--", *process.argv])
+    for name, value in process.env:
+        spec.env.var.add(name=name, value=value)
+
+
+def init_options(process: Process, fifo: str, ipc: bool = False) -> list[str]:
+    """The options of portoshim-init for a process."""
+    options = ["-e", f"{HELPER_DIRECTORY}/{fifo}"]
+    if ipc:
+        options += ["-I", f"{HELPER_DIRECTORY}/ipc"]
+    if process.cwd:
+        options += ["-d", process.cwd]
+    options += ["-m", "22", "-u", str(process.uid), "-g", str(process.gid)]
+    options += ["-G", ",".join(str(gid) for gid in process.groups)]
+    options += ["-b", f"{process.bounding:x}"]
+    if process.ambient:
+        options += ["-a", f"{process.ambient:x}"]
+    if process.no_new_privs:
+        options.append("-n")
+    own = {name for name, _ in process.env}
+    for name in _PORTO_VARIABLES:
+        if name not in own:
+            options += ["-x", name]
+    return options
+
+
+def _text(argv: Iterable[str], field: str) -> tuple[str, ...]:
+    words = tuple(argv)
+    if any("\0" in word for word in words):
+        raise InvalidArgument(f"{field}: must not contain a NUL byte")
+    return words
+
+
+def _directory(path: str, field: str) -> str:
+    """A working directory as it will be entered inside the container.
+
+    Paths through /proc would reach what the container's init has open (CVE-2024-21626).
+    """
+    if not path:
+        return ""
+    if not path.startswith("/"):
+        path = "/" + path
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if ".." in parts or "\0" in path:
+        raise InvalidArgument(f"{field}: {path!r} must not contain '..' or NUL")
+    if parts[:1] == ["proc"] and len(parts) > 1:
+        raise InvalidArgument(f"{field}: {path!r} must not lie below /proc")
+    return "/" + "/".join(parts)

@@ -1,0 +1,255 @@
+"""RunPodSandbox, StopPodSandbox, RemovePodSandbox."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+from porto_api import errors as porto
+from shim_core.context import CallContext
+from shim_core.cri.v1 import api_pb2 as pb
+from shim_core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Unavailable
+from shim_core.types import DnsConfig, NetworkAttachment, NetworkSandbox, PortMapping
+from shim_porto_runtime import spec, states
+from shim_porto_runtime.names import check_id, new_id
+from shim_porto_runtime.porto_errors import porto_errors
+from shim_porto_runtime.records import ContainerState, SandboxRecord, SandboxState
+from shim_porto_runtime.undo import Undo
+
+if TYPE_CHECKING:
+    from shim_porto_runtime.runtime import Runtime
+
+logger = logging.getLogger("shim.porto_runtime.sandbox")
+
+HANDLERS = frozenset({"", "porto"})
+"""Runtime handlers a pod may name."""
+
+
+def run(rt: Runtime, request: pb.RunPodSandboxRequest, context: CallContext) -> pb.RunPodSandboxResponse:
+    """RunPodSandbox: record, network, Porto container, in this order; undone in reverse if one fails."""
+    config = request.config
+    spec.check_sandbox(config)
+    if request.runtime_handler not in HANDLERS:
+        raise InvalidArgument(f"runtime_handler: no handler {request.runtime_handler!r}; there is only 'porto'")
+    record = SandboxRecord(
+        id=new_id(),
+        config=config,
+        created_at=time.time_ns(),
+        state=SandboxState.CREATING,
+        runtime_handler=request.runtime_handler,
+    )
+    # kubelet repeats the call when it has given up waiting: the second one finds what the first has made.
+    with rt.locks.hold(record.key, context):
+        existing = rt.records.sandboxes.by_key(record.key)
+        if existing is not None:
+            return _repeated(rt, existing, config)
+        with Undo(f"RunPodSandbox {record.id[:13]}") as undo:
+            rt.records.sandboxes.insert(record)
+            undo.add("forget the record", lambda: _forget(rt, record.id, undo))
+            _start(rt, record, context, undo)
+            undo.keep()
+    return pb.RunPodSandboxResponse(pod_sandbox_id=record.id)
+
+
+def stop(rt: Runtime, request: pb.StopPodSandboxRequest, context: CallContext) -> pb.StopPodSandboxResponse:
+    """StopPodSandbox. CRI: idempotent; success for an unknown id; the addresses are given back."""
+    record = rt.records.sandboxes.find(check_id(request.pod_sandbox_id, "pod_sandbox_id"))
+    if record is not None:
+        with rt.locks.hold(record.id, context):
+            _stop(rt, record, context)
+    return pb.StopPodSandboxResponse()
+
+
+def remove(rt: Runtime, request: pb.RemovePodSandboxRequest, context: CallContext) -> pb.RemovePodSandboxResponse:
+    """RemovePodSandbox. CRI: idempotent; what still runs is killed and removed."""
+    record = rt.records.sandboxes.find(check_id(request.pod_sandbox_id, "pod_sandbox_id"))
+    if record is not None:
+        with rt.locks.hold(record.id, context):
+            _stop(rt, record, context)
+            for container in list(rt.records.containers_of(record.id)):
+                rt.keeper.close(container.id)
+                rt.directories.remove_files(container.id)
+                rt.records.containers.delete(container.id)
+            rt.directories.remove_files(record.id)
+            # The record goes last: whatever failed before is tried again by the next call.
+            rt.records.sandboxes.delete(record.id)
+    return pb.RemovePodSandboxResponse()
+
+
+def reclaim(rt: Runtime, record: SandboxRecord, context: CallContext) -> None:
+    """Take back what a daemon that died left of a sandbox it was making."""
+    with rt.locks.hold(record.id, context):
+        _stop(rt, record, context)
+        rt.directories.remove_files(record.id)
+        rt.records.sandboxes.delete(record.id)
+
+
+def ready(rt: Runtime, sandbox_id: str) -> SandboxRecord:
+    """The record of a sandbox that containers may be put into. Call it with the sandbox's lock held.
+
+    :raises FailedPrecondition: it is not READY.
+    """
+    record = rt.records.sandboxes.get(sandbox_id)
+    if record is None or record.state is not SandboxState.READY:
+        why = f" ({record.reason})" if record is not None and record.reason else ""
+        raise FailedPrecondition(f"sandbox {sandbox_id[:13]} is not ready{why}")
+    return record
+
+
+def network_sandbox(record: SandboxRecord) -> NetworkSandbox:
+    """A sandbox as network plugins see it."""
+    config = record.config
+    return NetworkSandbox(
+        sandbox_id=record.id,
+        name=config.metadata.name,
+        namespace=config.metadata.namespace,
+        uid=config.metadata.uid,
+        attempt=config.metadata.attempt,
+        labels=dict(config.labels),
+        annotations=dict(config.annotations),
+        port_mappings=tuple(
+            PortMapping(
+                protocol=pb.Protocol.Name(mapping.protocol).lower(),
+                container_port=mapping.container_port,
+                host_port=mapping.host_port,
+                host_ip=mapping.host_ip,
+            )
+            for mapping in config.port_mappings
+            if mapping.host_port  # CRI: 0 means that there is none
+        ),
+        dns=DnsConfig(
+            tuple(config.dns_config.servers), tuple(config.dns_config.searches), tuple(config.dns_config.options)
+        ),
+        cgroup_parent=config.linux.cgroup_parent,
+    )
+
+
+def on_host_network(config: pb.PodSandboxConfig) -> bool:
+    return config.linux.security_context.namespace_options.network == pb.NODE
+
+
+def _repeated(rt: Runtime, existing: SandboxRecord, config: pb.PodSandboxConfig) -> pb.RunPodSandboxResponse:
+    existing = states.refresh_sandbox(rt, existing)
+    if existing.state is SandboxState.READY and existing.config == config:
+        return pb.RunPodSandboxResponse(pod_sandbox_id=existing.id)
+    what = "is stopped" if existing.state is SandboxState.NOTREADY else "has another configuration"
+    raise AlreadyExists(
+        f"metadata: this attempt of the pod exists as sandbox {existing.id} and {what}; "
+        "remove it, or raise metadata.attempt"
+    )
+
+
+def _start(rt: Runtime, record: SandboxRecord, context: CallContext, undo: Undo) -> None:
+    image = rt.images.ensure(rt.pause_image, context) if rt.pause_image else None
+    netns = None
+    network: dict[str, Any] | None = None
+    attached = not on_host_network(record.config)
+    if attached:
+        # Said before it is done: after a crash in between, the network is detached, which is always safe.
+        rt.records.sandboxes.update(record.id, attached=True)
+        undo.add("detach the network", lambda: _detach(rt, record, context.for_cleanup()))
+        attachment = _attach(rt, record, context)
+        netns = attachment.netns_path.rsplit("/", 1)[-1]
+        network = dataclasses.asdict(attachment)
+    context.check()
+
+    name = rt.names.sandbox(record.id)
+    undo.add("destroy the Porto container", lambda: destroy(rt, name))
+    with porto_errors("starting the sandbox"):
+        meta = spec.sandbox(name, record.id, rt.shim_id, record.config, netns)
+        rt.porto.create_from_spec(meta, start=True, timeout_s=context.remaining_s(rt.porto.timeout_s))
+    if image is not None:
+        root = rt.directories.root(record.id)
+        undo.add("remove the mount point of the pause image", lambda: rt.directories.remove_files(record.id))
+        root.mkdir(mode=0o755, exist_ok=True)
+        argv = [*image.config.entrypoint, *image.config.cmd]
+        if not argv:
+            raise FailedPrecondition(f"Images.PauseImage: {rt.pause_image} has no command; choose another, or none")
+        pause_name = rt.names.pause(record.id)
+        pause = spec.pause(pause_name, record.id, rt.shim_id, str(root), argv)
+        volume = spec.root_volume(str(root), pause_name, image.layers, rt.place)
+        with porto_errors("starting the pause process"):
+            rt.porto.create_from_spec(pause, [volume], start=True, timeout_s=context.remaining_s(rt.porto.timeout_s))
+    rt.records.sandboxes.update(record.id, state=SandboxState.READY, network=network)
+
+
+def _attach(rt: Runtime, record: SandboxRecord, context: CallContext) -> NetworkAttachment:
+    attachment: NetworkAttachment | None = rt.hooks.network_attach(sandbox=network_sandbox(record), context=context)
+    if attachment is None:
+        raise Unavailable("no plugin provides pod networks; install shim-cni-net, or put the pod on the host's network")
+    return attachment
+
+
+def _detach(rt: Runtime, record: SandboxRecord, context: CallContext) -> None:
+    if rt.hooks.network_detach(sandbox=network_sandbox(record), context=context) is None:
+        raise Unavailable("no plugin answers network_detach; is shim-cni-net still in use?")
+    rt.records.sandboxes.update(record.id, attached=False)
+
+
+def _forget(rt: Runtime, sandbox_id: str, undo: Undo) -> None:
+    """The last step of undoing: what could not be undone stays listed, so that kubelet's Stop and Remove finish it."""
+    if undo.failed:
+        reason = f"could not be undone: {', '.join(undo.failed)}"
+        rt.records.sandboxes.update(sandbox_id, state=SandboxState.NOTREADY, reason=reason)
+    else:
+        rt.records.sandboxes.delete(sandbox_id)
+
+
+def _stop(rt: Runtime, record: SandboxRecord, context: CallContext) -> None:
+    """Kill, record how containers ended, destroy, detach. With the sandbox's lock held."""
+    # From here on nothing new is put into it.
+    record = rt.records.sandboxes.update(record.id, state=SandboxState.NOTREADY) or record
+    running = [r for r in rt.records.containers_of(record.id) if r.state is ContainerState.RUNNING]
+    for container in running:
+        kill(rt, rt.names.container(record.id, container.id))
+    if running:
+        _wait_for_all(rt, [rt.names.container(record.id, r.id) for r in running], context)
+        states.record_exits(rt, running)
+    for container in rt.records.containers_of(record.id):
+        if container.state is ContainerState.CREATED:
+            # Its Porto container goes with the sandbox: it can never be started any more.
+            rt.records.containers.update(
+                container.id,
+                expect=ContainerState.CREATED,
+                state=ContainerState.EXITED,
+                exit_code=states.EXIT_UNKNOWN,
+                reason="SandboxStopped",
+                message="the sandbox was stopped before the container started",
+                finished_at=time.time_ns(),
+            )
+    destroy(rt, rt.names.sandbox(record.id))
+    if record.attached:
+        _detach(rt, record, context)
+
+
+def kill(rt: Runtime, name: str) -> None:
+    """SIGKILL to a container; one that doesn't run any more is fine."""
+    with porto_errors("killing the container"):
+        try:
+            rt.porto.kill(name, signal.SIGKILL)
+        except (porto.InvalidState, porto.ContainerDoesNotExist):
+            pass
+
+
+def _wait_for_all(rt: Runtime, names: list[str], context: CallContext) -> None:
+    deadline = time.monotonic() + context.remaining_s(60.0)
+    for name in names:
+        with porto_errors("waiting for the container's death"):
+            try:
+                result = rt.porto.wait([name], max(deadline - time.monotonic(), 0.0))
+            except porto.ContainerDoesNotExist:
+                continue
+        if result.timed_out:
+            raise Unavailable(f"{name.rsplit('/', 1)[-1][:13]} does not die after SIGKILL; try again")
+
+
+def destroy(rt: Runtime, name: str) -> None:
+    """Destroy a Porto container with all below it; one that is gone is fine."""
+    with porto_errors("destroying the Porto container"):
+        try:
+            rt.porto.destroy(name)
+        except porto.ContainerDoesNotExist:
+            pass
