@@ -131,7 +131,7 @@ class Table(Generic[R]):
         for row_id, config, status in self._database.rows(self._name):
             try:
                 record = self._load_row(row_id, config, json.loads(status))
-            except (ValueError, TypeError, KeyError, DecodeError) as err:
+            except (ValueError, TypeError, KeyError, AttributeError, DecodeError) as err:
                 logger.error("%s: the record %s can't be read (%s); it is put aside", self._database.path, row_id, err)
                 self._database.quarantine(self._name, row_id)
                 continue
@@ -214,6 +214,8 @@ class Database:
         except OSError as err:
             raise StartupError(f"{err.filename or path}: {err.strerror}; set Portoshim.StateDir elsewhere") from err
         except sqlite3.DatabaseError as err:
+            if err.sqlite_errorcode not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+                raise StartupError(f"{path}: {err}") from err
             aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
             logger.error("%s is damaged (%s): moved to %s; pods are cleaned up and made anew", path, err, aside)
             path.rename(aside)

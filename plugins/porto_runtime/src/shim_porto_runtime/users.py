@@ -130,9 +130,10 @@ def _lines(root: str, path: str) -> Iterator[list[str]]:
         return
     except OSError as err:
         raise InvalidArgument(f"{path} of the image can't be read: {err.strerror}") from err
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise InvalidArgument(f"{path} of the image is no regular file")
     with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise InvalidArgument(f"{path} of the image is no regular file")
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise InvalidArgument(f"{path} of the image is larger than {MAX_FILE_BYTES} bytes")
