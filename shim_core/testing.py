@@ -37,7 +37,14 @@ class CriClient:
 
     def __init__(self, target: str, package: str = "runtime.v1") -> None:
         self._channel = grpc.insecure_channel(
-            f"unix:{target}", options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
+            f"unix:{target}",
+            options=[
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                # A server that is just starting is found soon, and not after gRPC's second.
+                ("grpc.initial_reconnect_backoff_ms", 50),
+                ("grpc.min_reconnect_backoff_ms", 50),
+                ("grpc.max_reconnect_backoff_ms", 500),
+            ],
         )
         self._calls: dict[str, Any] = {}
         for method in methods():

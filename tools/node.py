@@ -1,0 +1,239 @@
+"""A node in a directory: portoshim as its own process, with a CNI network, on an embedded Porto or on a real one.
+
+::
+
+    with Node(directory, registry=registry) as node:
+        node.cri.Version(pb.VersionRequest())
+        node.crictl("ps", "-a")
+
+It is what the demonstration, the benchmark and the end-to-end tests run. With ``PORTO_SOCKET`` set, pods run on that
+portod, otherwise on the embedded one. Use it on a stage (``tools.stage``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import grpc
+import yaml
+
+from shim_core.testing import CriClient
+from tools.registry import LocalRegistry
+
+TOOLS = Path(__file__).parent.parent / "tests" / "tools" / "bin"
+CNI_BIN = "/usr/lib/cni"
+SUBNET = "10.88.0.0/16"
+PAUSE = "pause:3.9"
+START_TIMEOUT_S = 60.0
+
+
+class NodeError(Exception):
+    """The node doesn't start; holds the end of its log."""
+
+
+def crictl_path() -> str | None:
+    """crictl, if it could be built."""
+    path = TOOLS / "crictl"
+    return str(path) if path.exists() else shutil.which("crictl")
+
+
+class Node:
+    """portoshim with everything around it, below one directory.
+
+    :param registry: where images are pulled from; its CA is trusted, its credentials are not configured.
+    :param config: sections and keys to have otherwise: ``{"Images": {"PauseImage": "none"}}``.
+    :param debug: have every call in the log.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        registry: LocalRegistry | None = None,
+        config: Mapping[str, Mapping[str, Any]] | None = None,
+        debug: bool = False,
+    ) -> None:
+        self.directory = directory
+        self.registry = registry
+        self.porto_socket = os.environ.get("PORTO_SOCKET")
+        self._changes = config or {}
+        self._debug = debug
+        self._process: subprocess.Popen[bytes] | None = None
+        self._cri: CriClient | None = None
+
+    # -- what users of a node need ---------------------------------------------------------------------------------
+
+    @property
+    def socket(self) -> str:
+        """The CRI socket."""
+        return str(self.directory / "portoshim.sock")
+
+    @property
+    def cri(self) -> CriClient:
+        """A client of the CRI socket."""
+        if self._cri is None:
+            self._cri = CriClient(self.socket)
+        return self._cri
+
+    @property
+    def pid(self) -> int:
+        """The process of portoshim."""
+        if self._process is None:
+            raise NodeError("the node is not running")
+        return self._process.pid
+
+    @property
+    def log_path(self) -> Path:
+        return self.directory / "log" / "portoshim.log"
+
+    @property
+    def config_path(self) -> Path:
+        return self.directory / "portoshim.yaml"
+
+    @property
+    def pod_logs(self) -> Path:
+        """A directory for the logs of pods, as kubelet has /var/log/pods."""
+        return self.directory / "pods"
+
+    def crictl(self, *arguments: str, check: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run crictl against the node.
+
+        :raises NodeError: there is no crictl.
+        """
+        program = crictl_path()
+        if program is None:
+            raise NodeError("crictl could not be built")
+        endpoint = f"unix://{self.socket}"
+        command = [
+            program,
+            "--runtime-endpoint",
+            endpoint,
+            "--image-endpoint",
+            endpoint,
+            "--timeout",
+            "60s",
+            *arguments,
+        ]
+        return subprocess.run(command, check=check, capture_output=True, text=True, input=stdin)
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Write the configuration, start portoshim, return when it serves.
+
+        :raises NodeError: it doesn't.
+        """
+        for name in ("cni", "pods"):
+            (self.directory / name).mkdir(parents=True, exist_ok=True)
+        self.config_path.write_text(yaml.safe_dump(self.config(), sort_keys=False))
+        (self.directory / "cni" / "10-bridge.conflist").write_text(json.dumps(self.cni_config(), indent=2))
+        command = [sys.executable, "-m", "shim_core.cli", "--config", str(self.config_path)]
+        if self.porto_socket is None:
+            command.append("--embedded")
+        if self._debug:
+            command.append("--debug")
+        with (self.directory / "stderr").open("ab") as stderr:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr)
+        self._wait_until_serving()
+
+    def stop(self) -> None:
+        """End portoshim as systemd does; containers go on."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End portoshim as the OOM killer does."""
+        self._end(signal.SIGKILL)
+
+    def remove_pods(self) -> None:
+        """Stop and remove all pods, and all that belongs to the node is given back."""
+        from shim_core.cri.v1 import api_pb2 as pb
+
+        for sandbox in self.cri.ListPodSandbox(pb.ListPodSandboxRequest()).items:
+            self.cri.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=sandbox.id))
+            self.cri.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=sandbox.id))
+
+    def __enter__(self) -> Node:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+        if self._cri is not None:
+            self._cri.close()
+
+    # -- configuration ---------------------------------------------------------------------------------------------
+
+    def config(self) -> dict[str, Any]:
+        """portoshim.yaml."""
+        here = str(self.directory)
+        tree: dict[str, Any] = {
+            "Portoshim": {
+                "Socket": self.socket,
+                "LogsDir": f"{here}/log",
+                "VolumesDir": f"{here}/volumes",
+                "StateDir": f"{here}/state",
+            },
+            "CNI": {"ConfDir": f"{here}/cni", "BinDir": CNI_BIN},
+            "StreamingServer": {"Address": "127.0.0.1", "Port": 0},
+        }
+        if self.porto_socket is None:
+            tree["EmbeddedPorto"] = {
+                "Place": f"{here}/place", "Socket": f"{here}/porto.sock", "StateDir": f"{here}/porto",
+            }  # fmt: skip
+        else:
+            tree["Porto"] = {"Socket": self.porto_socket}
+        if self.registry is not None:
+            tree["Images"] = {
+                "PauseImage": f"{self.registry.address}/{PAUSE}",
+                "Registries": [{"Host": self.registry.address, "CA": str(self.registry.ca_path)}],
+            }
+        for section, keys in self._changes.items():
+            tree.setdefault(section, {}).update(keys)
+        return tree
+
+    def cni_config(self) -> dict[str, Any]:
+        """A bridge with addresses from :data:`SUBNET`, and host ports."""
+        ipam = {
+            "type": "host-local",
+            "ranges": [[{"subnet": SUBNET}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
+            "dataDir": str(self.directory / "leases"),
+        }
+        bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "ipMasq": False, "ipam": ipam}
+        portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
+        return {"cniVersion": "1.0.0", "name": "pods", "plugins": [bridge, portmap]}
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def _wait_until_serving(self) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + START_TIMEOUT_S
+        with CriClient(self.socket) as probe:
+            while time.monotonic() < deadline:
+                try:
+                    probe.wait_ready(0.2)
+                    return
+                except grpc.FutureTimeoutError:
+                    if self._process.poll() is not None:
+                        break
+        status = self._process.poll()
+        tail = (self.directory / "stderr").read_text(errors="replace")[-4000:]
+        raise NodeError(f"portoshim does not serve (status {status}):\n{tail}")
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait()
+            self._process = None
