@@ -2,18 +2,24 @@
  * portoshim-init: the first program of a container. It sets what Porto has no property for, then becomes the
  * container's command. Static, since it runs in any image; no NSS, no locale, no allocation it can do without.
  *
- *   portoshim-init [-e FIFO] [-I NSFILE] [-d DIR] [-m UMASK] [-l TYPE:SOFT:HARD]... [-u UID] [-g GID] [-G GID,GID...]
- *                  [-b HEX] [-a HEX] [-n] [-x NAME]... -- COMMAND [ARG...]
+ *   portoshim-init [OPTION]... -- COMMAND [ARG...]
  *
- *   -e  report to this FIFO: nothing and end of file when COMMAND runs, one line of text when it can't
- *   -I  join the IPC namespace behind this file
- *   -d  working directory; made if it is missing (CRI: as the container's root)
- *   -m  umask, octal            -l  resource limit by number
- *   -u -g -G  user, group, supplementary groups: exactly these
- *   -b  bounding set            -a  ambient set, raised for COMMAND      (bit masks, see capabilities(7))
- *   -n  no_new_privs             -x  remove this variable: Porto sets some of its own
+ *   -e FIFO    report here: nothing and end of file when COMMAND runs, one line of text when it can't
+ *   -w FIFO    wait here until the other side has opened and closed it: the host still has mounts to make
+ *   -I NSFILE  join this IPC namespace
+ *   -N NSFILE  join this UTS namespace
+ *   -P NSFILE  run COMMAND in this PID namespace: as a child, whose signals and exit status are passed on
+ *   -M PATH    mask: a file reads as /dev/null, a directory is empty; a path that isn't there is fine
+ *   -R PATH    make read-only        -W PATH  make writable where Porto made it read-only
+ *   -V PATH    make read-only with every mount below it
+ *   -d DIR     working directory; made if it is missing (CRI: as the container's root)
+ *   -m UMASK   octal                 -l TYPE:SOFT:HARD  resource limit by number
+ *   -u UID     -g GID     -G GID,GID...   user, group, supplementary groups: exactly these
+ *   -b HEX     bounding set          -a HEX   ambient set, raised for COMMAND      (masks, see capabilities(7))
+ *   -n         no_new_privs          -x NAME  remove this variable: Porto sets some of its own
  *
- * Exit status where COMMAND can't be run, as shells have it: 127 not found, 126 not executable, 125 anything else.
+ * Mounts are made in the order of the options. Exit status where COMMAND can't be run, as shells have it: 127 not
+ * found, 126 not executable, 125 anything else.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -27,10 +33,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <signal.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 enum { CANNOT_SET_UP = 125, CANNOT_EXECUTE = 126, NOT_FOUND = 127, MAX_GROUPS = 65536, LAST_POSSIBLE_CAP = 63 };
@@ -58,6 +69,119 @@ static uint64_t number(const char *text, int base, const char *what) {
     if (errno || *end || end == text || *text == '-')
         fail(CANNOT_SET_UP, "%s: not a number: %s", what, text);
     return value;
+}
+
+static void join(const char *file, int kind, const char *what) {
+    int fd = open(file, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || setns(fd, kind))
+        fail(CANNOT_SET_UP, "%s: %s", what, strerror(errno));
+    close(fd);
+}
+
+/* Bind-mounts keep the flags of what they show: a remount that leaves them out is refused in a user namespace. */
+static unsigned long kept_flags(const char *path) {
+    struct statvfs fs;
+    unsigned long flags = 0;
+    if (!statvfs(path, &fs)) {
+        if (fs.f_flag & ST_NOSUID) flags |= MS_NOSUID;
+        if (fs.f_flag & ST_NODEV) flags |= MS_NODEV;
+        if (fs.f_flag & ST_NOEXEC) flags |= MS_NOEXEC;
+    }
+    return flags;
+}
+
+static void mask_path(const char *path) {
+    struct stat st;
+    if (stat(path, &st)) {
+        if (errno == ENOENT || errno == ENOTDIR)
+            return;
+        fail(CANNOT_SET_UP, "masked path %s: %s", path, strerror(errno));
+    }
+    int failed;
+    if (S_ISDIR(st.st_mode)) {
+        failed = mount("tmpfs", path, "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=0,mode=0555");
+    } else {
+        struct stat null;
+        if (stat("/dev/null", &null) || !S_ISCHR(null.st_mode) || null.st_rdev != makedev(1, 3))
+            fail(CANNOT_SET_UP, "masked path %s: /dev/null is not what it should be", path);
+        failed = mount("/dev/null", path, NULL, MS_BIND, NULL);
+    }
+    if (failed)
+        fail(CANNOT_SET_UP, "masked path %s: %s", path, strerror(errno));
+}
+
+static void readonly_path(const char *path) {
+    if (mount(path, path, NULL, MS_BIND | MS_REC, NULL)) {
+        if (errno == ENOENT || errno == ENOTDIR)
+            return;
+        fail(CANNOT_SET_UP, "read-only path %s: %s", path, strerror(errno));
+    }
+    if (mount(NULL, path, NULL, MS_BIND | MS_REMOUNT | MS_RDONLY | kept_flags(path), NULL))
+        fail(CANNOT_SET_UP, "read-only path %s: %s", path, strerror(errno));
+}
+
+static void writable_path(const char *path) {
+    /* EINVAL: no mount of its own, so Porto has not made it read-only. */
+    if (mount(NULL, path, NULL, MS_BIND | MS_REMOUNT | kept_flags(path), NULL) && errno != EINVAL && errno != ENOENT)
+        fail(CANNOT_SET_UP, "writable path %s: %s", path, strerror(errno));
+}
+
+static void readonly_tree(const char *path) {
+    struct { uint64_t set, clear, propagation, userns_fd; } attr = {.set = 1 /* MOUNT_ATTR_RDONLY */};
+    enum { SYS_MOUNT_SETATTR = 442 };
+    if (syscall(SYS_MOUNT_SETATTR, AT_FDCWD, path, 0x8000 /* AT_RECURSIVE */, &attr, sizeof attr))
+        fail(CANNOT_SET_UP, "recursive read-only mount %s: %s", path, strerror(errno));
+}
+
+static void wait_for_host(const char *fifo) {
+    char byte;
+    int fd = open(fifo, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || read(fd, &byte, 1) < 0)
+        fail(CANNOT_SET_UP, "%s: %s", fifo, strerror(errno));
+    close(fd);
+}
+
+/*
+ * A PID namespace takes effect for children: the command becomes one, and this process stays to pass signals on and to
+ * end as it ends.
+ */
+static void enter_pid_namespace(const char *file) {
+    sigset_t all, before;
+    join(file, CLONE_NEWPID, "PID namespace of the target container");
+    sigfillset(&all);
+    sigprocmask(SIG_BLOCK, &all, &before);
+    pid_t child = fork();
+    if (child < 0)
+        fail(CANNOT_SET_UP, "fork: %s", strerror(errno));
+    if (!child) {
+        sigprocmask(SIG_SETMASK, &before, NULL);
+        prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+        if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
+            fail(CANNOT_SET_UP, "/proc of the target container: %s", strerror(errno));
+        return;
+    }
+    if (report_fd >= 0)
+        close(report_fd);
+    /* It keeps its capabilities: nobody in the pod may trace it. */
+    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+    for (;;) {
+        int number = sigwaitinfo(&all, NULL), status;
+        if (number != SIGCHLD) {
+            if (number > 0)
+                kill(child, number);
+            continue;
+        }
+        pid_t ended;
+        while ((ended = waitpid(-1, &status, WNOHANG)) > 0)
+            if (ended == child) {
+                if (WIFSIGNALED(status)) {
+                    signal(WTERMSIG(status), SIG_DFL);
+                    sigprocmask(SIG_SETMASK, &before, NULL);
+                    raise(WTERMSIG(status));
+                }
+                _exit(WEXITSTATUS(status));
+            }
+    }
 }
 
 static void enter_directory(const char *path) {
@@ -170,16 +294,23 @@ int main(int argc, char *argv[]) {
     long uid = -1, gid = -1, mask = -1;
     int no_new_privs = 0, set_bounding = 0, option;
     char *groups = NULL;
-    const char *directory = NULL, *ipc = NULL;
+    const char *directory = NULL, *pid_namespace = NULL;
 
-    while ((option = getopt(argc, argv, "+e:I:d:m:l:u:g:G:b:a:nx:")) != -1) {
+    while ((option = getopt(argc, argv, "+e:w:I:N:P:M:R:W:V:d:m:l:u:g:G:b:a:nx:")) != -1) {
         switch (option) {
         case 'e':
             report_fd = open(optarg, O_WRONLY | O_CLOEXEC);
             if (report_fd < 0)
                 fail(CANNOT_SET_UP, "%s: %s", optarg, strerror(errno));
             break;
-        case 'I': ipc = optarg; break;
+        case 'w': wait_for_host(optarg); break;
+        case 'I': join(optarg, CLONE_NEWIPC, "IPC namespace of the pod"); break;
+        case 'N': join(optarg, CLONE_NEWUTS, "UTS namespace of the pod"); break;
+        case 'P': pid_namespace = optarg; break;
+        case 'M': mask_path(optarg); break;
+        case 'R': readonly_path(optarg); break;
+        case 'W': writable_path(optarg); break;
+        case 'V': readonly_tree(optarg); break;
         case 'd': directory = optarg; break;
         case 'm': mask = number(optarg, 8, "-m"); break;
         case 'l': set_limit(optarg); break;
@@ -196,12 +327,8 @@ int main(int argc, char *argv[]) {
     if (optind >= argc)
         fail(CANNOT_SET_UP, "portoshim-init: no command");
 
-    if (ipc) {
-        int fd = open(ipc, O_RDONLY | O_CLOEXEC);
-        if (fd < 0 || setns(fd, CLONE_NEWIPC))
-            fail(CANNOT_SET_UP, "IPC namespace of the pod: %s", strerror(errno));
-        close(fd);
-    }
+    if (pid_namespace)
+        enter_pid_namespace(pid_namespace);
     if (directory)
         enter_directory(directory);
     if (mask >= 0)
