@@ -16,6 +16,7 @@
  *   -m UMASK   octal                 -l TYPE:SOFT:HARD  resource limit by number
  *   -u UID     -g GID     -G GID,GID...   user, group, supplementary groups: exactly these
  *   -b HEX     bounding set          -a HEX   ambient set, raised for COMMAND      (masks, see capabilities(7))
+ *   -S FILE    load this seccomp filter as the last thing done       -f FLAGS  SECCOMP_FILTER_FLAG_*, as a number
  *   -n         no_new_privs          -x NAME  remove this variable: Porto sets some of its own
  *
  * Mounts are made in the order of the options. Exit status where COMMAND can't be run, as shells have it: 127 not
@@ -27,6 +28,8 @@
 #include <grp.h>
 #include <limits.h>
 #include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sched.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -45,6 +48,8 @@
 #include <unistd.h>
 
 enum { CANNOT_SET_UP = 125, CANNOT_EXECUTE = 126, NOT_FOUND = 127, MAX_GROUPS = 65536, LAST_POSSIBLE_CAP = 63 };
+
+static struct sock_filter filter[BPF_MAXINSNS];
 
 static int report_fd = -1;
 
@@ -243,14 +248,17 @@ static void drop_bounding(uint64_t keep) {
 
 /*
  * execve(2) computes the sets of the command from these: root gets the bounding set, others the ambient one.
- * Root keeps what it may have until then, since execve itself checks permissions with it.
+ * Root keeps what it may have until then, since execve itself checks permissions with it; and whoever loads a filter
+ * without no_new_privs keeps SYS_ADMIN until then, so that the filter has to allow nothing but execve.
  */
-static void set_capabilities(uint64_t bounding, uint64_t ambient) {
+static void set_capabilities(uint64_t bounding, uint64_t ambient, int loads_filter) {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct data[2];
     if (syscall(SYS_capget, &header, data))
         fail(CANNOT_SET_UP, "capabilities: %s", strerror(errno));
     uint64_t keep = geteuid() == 0 ? bounding | ambient : ambient;
+    if (loads_filter)
+        keep |= 1ULL << CAP_SYS_ADMIN;
     for (int half = 0; half < 2; half++) {
         data[half].permitted &= (uint32_t)(keep >> (32 * half));
         data[half].effective = data[half].permitted;
@@ -261,6 +269,15 @@ static void set_capabilities(uint64_t bounding, uint64_t ambient) {
     for (int cap = 0; cap <= LAST_POSSIBLE_CAP; cap++)
         if (ambient >> cap & 1 && prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0))
             fail(CANNOT_SET_UP, "ambient capability %d: %s", cap, strerror(errno));
+}
+
+static unsigned short read_filter(const char *file) {
+    int fd = open(file, O_RDONLY | O_CLOEXEC);
+    ssize_t size = fd < 0 ? -1 : read(fd, filter, sizeof filter);
+    if (size <= 0 || size % sizeof filter[0])
+        fail(CANNOT_SET_UP, "seccomp filter: %s", size < 0 ? strerror(errno) : "not a filter");
+    close(fd);
+    return size / sizeof filter[0];
 }
 
 static void run(char *const argv[]) {
@@ -293,10 +310,12 @@ int main(int argc, char *argv[]) {
     uint64_t bounding = ~0ULL, ambient = 0;
     long uid = -1, gid = -1, mask = -1;
     int no_new_privs = 0, set_bounding = 0, option;
+    struct sock_fprog program = {.filter = filter};
+    unsigned seccomp_flags = 0;
     char *groups = NULL;
     const char *directory = NULL, *pid_namespace = NULL;
 
-    while ((option = getopt(argc, argv, "+e:w:I:N:P:M:R:W:V:d:m:l:u:g:G:b:a:nx:")) != -1) {
+    while ((option = getopt(argc, argv, "+e:w:I:N:P:M:R:W:V:d:m:l:u:g:G:b:a:nx:S:f:")) != -1) {
         switch (option) {
         case 'e':
             report_fd = open(optarg, O_WRONLY | O_CLOEXEC);
@@ -320,6 +339,8 @@ int main(int argc, char *argv[]) {
         case 'b': bounding = number(optarg, 16, "-b"); set_bounding = 1; break;
         case 'a': ambient = number(optarg, 16, "-a"); break;
         case 'n': no_new_privs = 1; break;
+        case 'S': program.len = read_filter(optarg); break;
+        case 'f': seccomp_flags = number(optarg, 10, "-f"); break;
         case 'x': unsetenv(optarg); break;
         default: fail(CANNOT_SET_UP, "portoshim-init: unknown option");
         }
@@ -337,16 +358,18 @@ int main(int argc, char *argv[]) {
         set_groups(groups);
     if (set_bounding)
         drop_bounding(bounding);
-    /* Ambient capabilities have to survive the change of user. */
-    if (ambient && prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0))
+    /* Ambient capabilities have to survive the change of user; so has the right to load a filter. */
+    if ((ambient || program.len) && prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0))
         fail(CANNOT_SET_UP, "PR_SET_KEEPCAPS: %s", strerror(errno));
     if (gid >= 0 && setresgid(gid, gid, gid))
         fail(CANNOT_SET_UP, "group %ld: %s", gid, strerror(errno));
     if (uid >= 0 && setresuid(uid, uid, uid))
         fail(CANNOT_SET_UP, "user %ld: %s", uid, strerror(errno));
-    if (set_bounding || ambient)
-        set_capabilities(bounding, ambient);
+    if (set_bounding || ambient || program.len)
+        set_capabilities(bounding, ambient, program.len && !no_new_privs);
     if (no_new_privs && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
         fail(CANNOT_SET_UP, "no_new_privs: %s", strerror(errno));
+    if (program.len && syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, seccomp_flags, &program))
+        fail(CANNOT_SET_UP, "seccomp filter: %s", strerror(errno));
     run(argv + optind);
 }
