@@ -56,6 +56,7 @@ def create(rt: Runtime, request: pb.CreateContainerRequest, context: CallContext
         created_at=time.time_ns(),
         state=ContainerState.CREATING,
         image_id=image.id,
+        layers=image.layers,
         image_ref=image.repo_digests[0] if image.repo_digests else image.id,
         log_path=os.path.join(owner.config.log_directory, config.log_path)
         if owner.config.log_directory and config.log_path
@@ -67,7 +68,7 @@ def create(rt: Runtime, request: pb.CreateContainerRequest, context: CallContext
         existing = rt.records.containers.by_key(record.key)
         if existing is not None:
             return _repeated(existing, config)
-        with Undo(f"CreateContainer {record.id[:13]}") as undo:
+        with rt.images.lease(image), Undo(f"CreateContainer {record.id[:13]}") as undo:
             rt.records.containers.insert(record)
             undo.add("forget the record", lambda: rt.records.containers.delete(record.id))
             _create(rt, owner, record, image, context, undo)

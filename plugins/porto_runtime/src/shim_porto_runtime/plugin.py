@@ -25,7 +25,7 @@ from shim_porto_runtime import (
     states,
 )
 from shim_porto_runtime.events import Monitor
-from shim_porto_runtime.images.settings import ImagesSection
+from shim_porto_runtime.images import ImageService, ImageSettings
 from shim_porto_runtime.keeper import KeeperClient
 from shim_porto_runtime.locks import NamedLocks
 from shim_porto_runtime.names import PAUSE, Names
@@ -48,7 +48,7 @@ class PortoRuntime:
 
     @hookimpl
     def shim_config_section(self) -> Sequence[type[Section]]:
-        return PortoSection, ImagesSection
+        return PortoSection, ImageSettings
 
     @hookimpl
     def shim_configure(self, shim: Shim) -> None:
@@ -58,6 +58,7 @@ class PortoRuntime:
     def shim_startup(self) -> None:
         assert self._shim is not None
         self._runtime = self._assemble(self._shim)
+        self._runtime.images.start()
         # Events come over a connection of their own; each time it is made, what was missed is looked up.
         self._runtime.monitor.start()
 
@@ -72,7 +73,7 @@ class PortoRuntime:
 
     def _assemble(self, shim: Shim) -> Runtime:
         porto_settings = shim.config.get(PortoSection)
-        images_settings = shim.config.get(ImagesSection)
+        images_settings = shim.config.get(ImageSettings)
         core = shim.config.get(PortoshimSection)
         socket = shim.hooks.runtime_endpoint() or porto_settings.socket
         directories = Directories(Path(core.state_dir), Path(core.volumes_dir))
@@ -83,7 +84,14 @@ class PortoRuntime:
         return Runtime(
             porto=porto,
             records=records,
-            images=self._images(shim, porto, records),
+            images=ImageService(
+                porto,
+                shim.hooks,
+                images_settings,
+                lambda: _layers_in_use(records),
+                state_dir=directories.state,
+                images_dir=porto_settings.images_dir,
+            ),
             keeper=KeeperClient(directories.state / "keeper"),
             monitor=Monitor(porto, names.masks, self._on_event, self._on_connect),
             hooks=shim.hooks,
@@ -265,3 +273,9 @@ class PortoRuntime:
     @hookimpl
     def cri_image_fs_info(self, request: pb.ImageFsInfoRequest, context: CallContext) -> pb.ImageFsInfoResponse:
         return self._rt.images.image_fs_info(request, context)
+
+
+def _layers_in_use(records: Records) -> set[str]:
+    """Porto layers that some container's root volume stands on."""
+    pauses = {layer for sandbox_record in records.sandboxes.all() for layer in sandbox_record.layers}
+    return pauses | {layer for container_record in records.containers.all() for layer in container_record.layers}

@@ -13,7 +13,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -60,6 +60,8 @@ class SandboxRecord:
     """True from before ``network_attach`` until ``network_detach`` has succeeded."""
     reason: str = ""
     """Why it is NOTREADY, where that wasn't asked for."""
+    layers: Sequence[str] = ()
+    """Porto layers of its pause process."""
 
     @property
     def key(self) -> str:
@@ -87,6 +89,8 @@ class ContainerRecord:
     state: ContainerState
     image_id: str = ""
     """``sha256:...``: the config digest."""
+    layers: Sequence[str] = ()
+    """Porto layers of its root volume: they outlive their image's removal."""
     image_ref: str = ""
     """A digested reference where the image has one, else its id."""
     log_path: str = ""
@@ -121,7 +125,7 @@ class Table(Generic[R]):
     def __init__(self, database: Database, name: str, load: Callable[[str, bytes, dict[str, Any]], R]) -> None:
         self._database = database
         self._name = name
-        self._load_row = load
+        self._load_row: Callable[[str, bytes, dict[str, Any]], R] = load
         self._lock = threading.Lock()
         self._by_id: dict[str, R] = {}
         self._by_key: dict[str, str] = {}

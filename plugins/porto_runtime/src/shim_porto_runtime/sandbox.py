@@ -20,6 +20,7 @@ from shim_porto_runtime.records import ContainerState, SandboxRecord, SandboxSta
 from shim_porto_runtime.undo import Undo
 
 if TYPE_CHECKING:
+    from shim_porto_runtime.images import Image
     from shim_porto_runtime.runtime import Runtime
 
 logger = logging.getLogger("shim.porto_runtime.sandbox")
@@ -162,18 +163,26 @@ def _start(rt: Runtime, record: SandboxRecord, context: CallContext, undo: Undo)
         meta = spec.sandbox(name, record.id, rt.shim_id, record.config, netns)
         rt.porto.create_from_spec(meta, start=True, timeout_s=context.remaining_s(rt.porto.timeout_s))
     if image is not None:
-        root = rt.directories.root(record.id)
-        undo.add("remove the mount point of the pause image", lambda: rt.directories.remove_files(record.id))
-        root.mkdir(mode=0o755, exist_ok=True)
-        argv = [*image.config.entrypoint, *image.config.cmd]
-        if not argv:
-            raise FailedPrecondition(f"Images.PauseImage: {rt.pause_image} has no command; choose another, or none")
-        pause_name = rt.names.pause(record.id)
-        pause = spec.pause(pause_name, record.id, rt.shim_id, str(root), argv)
-        volume = spec.root_volume(str(root), pause_name, image.layers, rt.place)
-        with porto_errors("starting the pause process"):
-            rt.porto.create_from_spec(pause, [volume], start=True, timeout_s=context.remaining_s(rt.porto.timeout_s))
+        with rt.images.lease(image):
+            _start_pause(rt, record, image, context, undo)
     rt.records.sandboxes.update(record.id, state=SandboxState.READY, network=network)
+
+
+def _start_pause(rt: Runtime, record: SandboxRecord, image: Image, context: CallContext, undo: Undo) -> None:
+    argv = [*image.config.entrypoint, *image.config.cmd]
+    if not argv:
+        raise FailedPrecondition(f"Images.PauseImage: {rt.pause_image} has no command; choose another, or none")
+    rt.records.sandboxes.update(record.id, layers=image.layers)
+    root = rt.directories.root(record.id)
+    undo.add("remove the mount point of the pause image", lambda: rt.directories.remove_files(record.id))
+    root.mkdir(mode=0o755, exist_ok=True)
+    name = rt.names.pause(record.id)
+    pause = spec.pause(name, record.id, rt.shim_id, str(root), argv)
+    volume = spec.root_volume(str(root), name, image.layers, rt.place)
+    # Destroyed before its mount point is removed; the sandbox's own container would take it along too late for that.
+    undo.add("destroy the pause process", lambda: destroy(rt, name))
+    with porto_errors("starting the pause process"):
+        rt.porto.create_from_spec(pause, [volume], start=True, timeout_s=context.remaining_s(rt.porto.timeout_s))
 
 
 def _attach(rt: Runtime, record: SandboxRecord, context: CallContext) -> NetworkAttachment:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+from typing import cast
 
 from shim_core.cri.v1 import api_pb2 as pb
 from shim_core.errors import InvalidArgument
@@ -46,16 +47,20 @@ def number(text: str, field: str) -> int:
     raise InvalidArgument(f"{field}: {text[:40]!r} is no signal")
 
 
-def cri(value: int) -> int:
+def cri(value: int) -> pb.Signal:
     """The CRI's name for a signal number; the default for one it has no name for."""
     if signal.SIGRTMIN <= value <= signal.SIGRTMAX:
         offset = value - signal.SIGRTMIN
         # CRI counts up from RTMIN to +15, then down from RTMAX.
         if offset <= 15:
-            return pb.Signal.Value(f"SIGNAL_SIGRTMIN{f'PLUS{offset}' if offset else ''}")
+            return _named(f"SIGNAL_SIGRTMIN{f'PLUS{offset}' if offset else ''}")
         down = signal.SIGRTMAX - value
-        return pb.Signal.Value(f"SIGNAL_SIGRTMAX{f'MINUS{down}' if down else ''}")
+        return _named(f"SIGNAL_SIGRTMAX{f'MINUS{down}' if down else ''}")
     try:
-        return pb.Signal.Value(f"SIGNAL_{signal.Signals(value).name}")
+        return _named(f"SIGNAL_{signal.Signals(value).name}")
     except ValueError:
         return pb.SIGNAL_RUNTIME_DEFAULT
+
+
+def _named(name: str) -> pb.Signal:
+    return cast("pb.Signal", pb.Signal.Value(name))

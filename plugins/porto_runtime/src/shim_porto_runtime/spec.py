@@ -45,6 +45,7 @@ def pause(name: str, sandbox_id: str, shim_id: str, root: str, argv: Sequence[st
     spec = rpc_pb2.TContainerSpec(name=name, isolate=False, enable_porto="none", root=root, root_readonly=True)
     spec.command_argv.argv.extend(argv)
     spec.stdin_path = spec.stdout_path = spec.stderr_path = "/dev/null"
+    spec.resolv_conf = "keep"  # anything else would have Porto write into the image
     _net(spec, ("inherited",))
     _labels(spec, sandbox_id, shim_id)
     return spec
