@@ -56,7 +56,7 @@ def create(rt: Runtime, request: pb.CreateContainerRequest, context: CallContext
         created_at=time.time_ns(),
         state=ContainerState.CREATING,
         image_id=image.id,
-        layers=image.layers,
+        layers=tuple(image.layers),
         image_ref=image.repo_digests[0] if image.repo_digests else image.id,
         log_path=os.path.join(owner.config.log_directory, config.log_path)
         if owner.config.log_directory and config.log_path
@@ -100,11 +100,7 @@ def stop(rt: Runtime, request: pb.StopContainerRequest, context: CallContext) ->
         return pb.StopContainerResponse()
     name = rt.names.container(record.sandbox_id, record.id)
     if request.timeout > 0:
-        with porto_errors("sending the stop signal"):
-            try:
-                rt.porto.kill(name, record.stop_signal)
-            except (porto.InvalidState, porto.ContainerDoesNotExist):
-                pass  # it is dead already
+        sandbox.kill(rt, name, record.stop_signal)
         _wait(rt, name, float(request.timeout), context)
     _kill(rt, name, context)
     states.record_exits(rt, [record])

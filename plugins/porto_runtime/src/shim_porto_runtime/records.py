@@ -13,7 +13,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -60,7 +60,7 @@ class SandboxRecord:
     """True from before ``network_attach`` until ``network_detach`` has succeeded."""
     reason: str = ""
     """Why it is NOTREADY, where that wasn't asked for."""
-    layers: Sequence[str] = ()
+    layers: tuple[str, ...] = ()
     """Porto layers of its pause process."""
 
     @property
@@ -73,6 +73,7 @@ class SandboxRecord:
     def load(cls, record_id: str, config: bytes, status: dict[str, Any]) -> SandboxRecord:
         """From a row. :raises ValueError, TypeError, KeyError, DecodeError: the row is damaged."""
         state = SandboxState(status.pop("state"))
+        status["layers"] = tuple(status["layers"])
         return cls(id=record_id, config=pb.PodSandboxConfig.FromString(config), state=state, **status)
 
 
@@ -89,7 +90,7 @@ class ContainerRecord:
     state: ContainerState
     image_id: str = ""
     """``sha256:...``: the config digest."""
-    layers: Sequence[str] = ()
+    layers: tuple[str, ...] = ()
     """Porto layers of its root volume: they outlive their image's removal."""
     image_ref: str = ""
     """A digested reference where the image has one, else its id."""
@@ -113,6 +114,7 @@ class ContainerRecord:
     def load(cls, record_id: str, config: bytes, status: dict[str, Any]) -> ContainerRecord:
         """From a row. :raises ValueError, TypeError, KeyError, DecodeError: the row is damaged."""
         state = ContainerState(status.pop("state"))
+        status["layers"] = tuple(status["layers"])
         return cls(id=record_id, config=pb.ContainerConfig.FromString(config), state=state, **status)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
+import os
 import signal
 import time
 from typing import TYPE_CHECKING, Any
@@ -234,13 +236,17 @@ def _stop(rt: Runtime, record: SandboxRecord, context: CallContext) -> None:
         _detach(rt, record, context)
 
 
-def kill(rt: Runtime, name: str) -> None:
-    """SIGKILL to a container; one that doesn't run any more is fine."""
-    with porto_errors("killing the container"):
+def kill(rt: Runtime, name: str, number: int = signal.SIGKILL) -> None:
+    """Send a signal to a container; one that doesn't run any more is fine."""
+    with porto_errors(f"sending signal {number} to the container"):
         try:
-            rt.porto.kill(name, signal.SIGKILL)
+            rt.porto.kill(name, number)
         except (porto.InvalidState, porto.ContainerDoesNotExist):
             pass
+        except porto.Unknown as err:
+            # portod has not yet noticed that the process is gone.
+            if os.strerror(errno.ESRCH) not in err.message:
+                raise
 
 
 def _wait_for_all(rt: Runtime, names: list[str], context: CallContext) -> None:

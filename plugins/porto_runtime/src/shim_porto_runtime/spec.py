@@ -42,10 +42,10 @@ def sandbox(
 
 def pause(name: str, sandbox_id: str, shim_id: str, root: str, argv: Sequence[str]) -> rpc_pb2.TContainerSpec:
     """The pause process of a pod, inside all its namespaces."""
-    spec = rpc_pb2.TContainerSpec(name=name, isolate=False, enable_porto="none", root=root, root_readonly=True)
+    # Not read-only: Porto has to make /proc and its like in an image that is a single program.
+    spec = rpc_pb2.TContainerSpec(name=name, isolate=False, enable_porto="none", root=root)
     spec.command_argv.argv.extend(argv)
     spec.stdin_path = spec.stdout_path = spec.stderr_path = "/dev/null"
-    spec.resolv_conf = "keep"  # anything else would have Porto write into the image
     _net(spec, ("inherited",))
     _labels(spec, sandbox_id, shim_id)
     return spec
