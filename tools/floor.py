@@ -9,7 +9,8 @@ import subprocess
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from shim_porto_runtime import spec
+from shim_porto_runtime import mounts, spec
+from shim_porto_runtime.process import HELPER_DIRECTORY
 
 from porto_api import Client, rpc_pb2
 from shim_core.cri.v1 import api_pb2 as pb
@@ -86,14 +87,16 @@ class Floor:
         config = pb.ContainerConfig()
         config.linux.security_context.namespace_options.pid = pb.CONTAINER
         root = self._root("c")
-        made = spec.container(name, "0" * 64, "bench", config, root, str(self._directory), "")
+        plan = mounts.Plan()
+        plan.bind(str(self._directory), HELPER_DIRECTORY, "ro", "rec", "nosuid", "exec")
+        made = spec.container(name, "0" * 64, "bench", config, root, plan, [], "")
         made.command_argv.argv.extend(["/bin/busybox", "sleep", "100000"])
         self._porto.create_from_spec(made, [spec.root_volume(root, name, self._layers, "")])
 
     def _exec(self, container: str) -> None:
         # As the shim does it: portod destroys it when the connection closes, and nobody waits for that.
         name = f"{container}/e{next(self._numbers)}"
-        made = spec.exec_(name)
+        made = spec.exec_(name, 0)
         made.command_argv.argv.append("/bin/true")
         made.stdout_path = made.stderr_path = made.stdin_path = "/dev/null"
         with self._porto.session() as connection:

@@ -56,7 +56,7 @@ _SUFFIX: dict[str, dict[Compression, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """An entry of a layer. Without ``data`` and ``link`` it is a directory."""
+    """An entry of a layer. Without ``data``, ``link`` and ``hard_link`` it is a directory."""
 
     path: str
     data: bytes | None = None
@@ -65,6 +65,8 @@ class File:
     gid: int = 0
     link: str | None = None
     """The target of a symbolic link."""
+    hard_link: str | None = None
+    """The path of an earlier entry of the layer, which this one is another name of."""
     pax: Mapping[str, str] = field(default_factory=dict)
 
     def header(self) -> tarfile.TarInfo:
@@ -74,6 +76,9 @@ class File:
         info.pax_headers = dict(self.pax)
         if self.link is not None:
             info.type, info.linkname, info.mode = tarfile.SYMTYPE, self.link, 0o777
+        elif self.hard_link is not None:
+            info.type, info.linkname = tarfile.LNKTYPE, self.hard_link
+            info.mode = 0o644 if self.mode is None else self.mode
         elif self.data is not None:
             info.size, info.mode = len(self.data), 0o644 if self.mode is None else self.mode
         else:
@@ -249,13 +254,19 @@ def machine_architecture() -> str:
 # -- ready-made images -------------------------------------------------------------------------------------------------
 
 
-def busybox_files() -> list[File]:
-    """A small system: busybox under all its names, users, and the directories programs expect."""
+def busybox_files(*, hard_links: bool = False) -> list[File]:
+    """A small system: busybox under all its names, users, and the directories programs expect.
+
+    :param hard_links: make the names hard links, as most images have them: what is mounted over one leaves the others.
+    """
     names = subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True).stdout.split()
     directories = ("bin", "dev", "etc", "home", "proc", "root", "run", "sys", "usr", "usr/bin", "var", "var/log")
     files = [File(path) for path in directories]
     files += [File("tmp", mode=0o1777), File("bin/busybox", BUSYBOX.read_bytes(), 0o755)]
-    files += [File(f"bin/{name}", link="busybox") for name in names if name != "busybox"]
+    for name in names:
+        if name != "busybox":
+            path = f"bin/{name}"
+            files.append(File(path, hard_link="bin/busybox", mode=0o755) if hard_links else File(path, link="busybox"))
     files += [
         File("usr/bin/env", link="../../bin/env"),
         File("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nwww:x:1000:1000:www:/home:/bin/sh\n"

@@ -33,18 +33,29 @@ from tools.registry import LocalRegistry
 TOOLS = Path(__file__).parent.parent / "tests" / "tools" / "bin"
 CNI_BIN = "/usr/lib/cni"
 SUBNET = "10.88.0.0/16"
+BRIDGE = "cni0"
 PAUSE = "pause:3.9"
 START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 60.0
 
 
 class NodeError(Exception):
-    """The node doesn't start; holds the end of its log."""
+    """The node doesn't start, or doesn't stop; holds the end of its log."""
 
 
 def crictl_path() -> str | None:
     """crictl, if it could be built."""
-    path = TOOLS / "crictl"
-    return str(path) if path.exists() else shutil.which("crictl")
+    return _tool_path("crictl")
+
+
+def critest_path() -> str | None:
+    """critest, if it could be built."""
+    return _tool_path("critest")
+
+
+def _tool_path(name: str) -> str | None:
+    path = TOOLS / name
+    return str(path) if path.exists() else shutil.which(name)
 
 
 class Node:
@@ -53,6 +64,8 @@ class Node:
     :param registry: where images are pulled from; its CA is trusted, its credentials are not configured.
     :param config: sections and keys to have otherwise: ``{"Images": {"PauseImage": "none"}}``.
     :param debug: have every call in the log.
+    :param subnet: where pods have their addresses, and ``bridge``: what they hang on; of its own for each node of a
+        stage.
     """
 
     def __init__(
@@ -62,9 +75,13 @@ class Node:
         registry: LocalRegistry | None = None,
         config: Mapping[str, Mapping[str, Any]] | None = None,
         debug: bool = False,
+        subnet: str = SUBNET,
+        bridge: str = BRIDGE,
     ) -> None:
         self.directory = directory
         self.registry = registry
+        self.subnet = subnet
+        self.bridge = bridge
         self.porto_socket = os.environ.get("PORTO_SOCKET")
         self._changes = config or {}
         self._debug = debug
@@ -91,6 +108,10 @@ class Node:
         if self._process is None:
             raise NodeError("the node is not running")
         return self._process.pid
+
+    def exit_status(self) -> int | None:
+        """The exit status of portoshim, should it have ended by itself; None while it runs."""
+        return None if self._process is None else self._process.poll()
 
     @property
     def log_path(self) -> Path:
@@ -163,15 +184,21 @@ class Node:
             self.cri.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=sandbox.id))
 
     def __enter__(self) -> Node:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self._end(signal.SIGKILL)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, err: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.stop()
-        if self._cri is not None:
-            self._cri.close()
+        try:
+            self.stop()
+        finally:
+            if self._cri is not None:
+                self._cri.close()
 
     # -- configuration ---------------------------------------------------------------------------------------------
 
@@ -197,21 +224,23 @@ class Node:
         if self.registry is not None:
             tree["Images"] = {
                 "PauseImage": f"{self.registry.address}/{PAUSE}",
-                "Registries": [{"Host": self.registry.address, "CA": str(self.registry.ca_path)}],
+                "Registries": [
+                    {"Host": address, "CA": str(self.registry.ca_path)} for address in self.registry.addresses
+                ],
             }
         for section, keys in self._changes.items():
             tree.setdefault(section, {}).update(keys)
         return tree
 
     def cni_config(self) -> dict[str, Any]:
-        """A bridge with addresses from :data:`SUBNET`, and host ports."""
+        """A bridge with addresses from the subnet, and host ports."""
         ipam = {
             "type": "host-local",
-            "ranges": [[{"subnet": SUBNET}]],
+            "ranges": [[{"subnet": self.subnet}]],
             "routes": [{"dst": "0.0.0.0/0"}],
             "dataDir": str(self.directory / "leases"),
         }
-        bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "ipMasq": False, "ipam": ipam}
+        bridge = {"type": "bridge", "bridge": self.bridge, "isGateway": True, "ipMasq": False, "ipam": ipam}
         portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
         return {"cniVersion": "1.0.0", "name": "pods", "plugins": [bridge, portmap]}
 
@@ -229,11 +258,19 @@ class Node:
                     if self._process.poll() is not None:
                         break
         status = self._process.poll()
-        tail = (self.directory / "stderr").read_text(errors="replace")[-4000:]
-        raise NodeError(f"portoshim does not serve (status {status}):\n{tail}")
+        raise NodeError(f"portoshim does not serve (status {status}):\n{self._stderr_tail()}")
+
+    def _stderr_tail(self) -> str:
+        return (self.directory / "stderr").read_text(errors="replace")[-4000:]
 
     def _end(self, number: signal.Signals) -> None:
-        if self._process is not None:
-            self._process.send_signal(number)
-            self._process.wait()
-            self._process = None
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        process.send_signal(number)
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise NodeError(f"portoshim does not stop:\n{self._stderr_tail()}") from None

@@ -34,6 +34,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
   [plugins."io.containerd.grpc.v1.cri".registry]
     config_path = "{here}/certs.d"
 """
+_STOP_TIMEOUT_S = 30.0
 _HOSTS = 'server = "https://{registry}"\n[host."https://{registry}"]\n  ca = "{ca}"\n'
 
 
@@ -47,7 +48,7 @@ class Containerd:
         self.registry = registry
         self._cni = node.cni_config()
         self._process: subprocess.Popen[bytes] | None = None
-        self.cri = CriClient(str(directory / "containerd.sock"))
+        self.cri = CriClient(self.socket)
 
     @staticmethod
     def missing() -> str | None:
@@ -60,13 +61,26 @@ class Containerd:
         assert self._process is not None
         return self._process.pid
 
+    def exit_status(self) -> int | None:
+        """As :meth:`tools.node.Node.exit_status`."""
+        return None if self._process is None else self._process.poll()
+
+    @property
+    def socket(self) -> str:
+        """The CRI socket."""
+        return str(self.directory / "containerd.sock")
+
+    @property
+    def log_path(self) -> Path:
+        return self.directory / "log"
+
     @property
     def pod_logs(self) -> Path:
         return self.directory / "pods"
 
     def start(self) -> None:
         here, registry = self.directory, self.registry
-        for name in ("cni", "pods", f"certs.d/{registry.address}"):
+        for name in ("cni", "pods", *(f"certs.d/{address}" for address in registry.addresses)):
             (here / name).mkdir(parents=True, exist_ok=True)
         # A subnet of its own: both peers live on one machine.
         text = (
@@ -76,11 +90,12 @@ class Containerd:
             .replace("leases", "leases-peer")
         )
         (here / "cni" / "10-bridge.conflist").write_text(text)
-        hosts = _HOSTS.format(registry=registry.address, ca=registry.ca_path)
-        (here / "certs.d" / registry.address / "hosts.toml").write_text(hosts)
+        for address in registry.addresses:
+            hosts = _HOSTS.format(registry=address, ca=registry.ca_path)
+            (here / "certs.d" / address / "hosts.toml").write_text(hosts)
         config = here / "config.toml"
         config.write_text(_CONFIG.format(here=here, registry=registry.address, pause=PAUSE, cni_bin=CNI_BIN))
-        with (here / "log").open("ab") as log:
+        with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(["containerd", "--config", str(config)], stdout=log, stderr=log)
         deadline = time.monotonic() + 60
         while True:
@@ -89,14 +104,18 @@ class Containerd:
                 return
             except grpc.FutureTimeoutError:
                 if self._process.poll() is not None or time.monotonic() > deadline:
-                    tail = (here / "log").read_text(errors="replace")[-2000:]
+                    tail = self.log_path.read_text(errors="replace")[-2000:]
                     raise RuntimeError(f"containerd does not serve:\n{tail}") from None
 
     def stop(self) -> None:
         self.cri.close()
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
-            self._process.wait()
+            try:
+                self._process.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
 
     def __enter__(self) -> Containerd:
         self.start()

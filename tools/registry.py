@@ -82,7 +82,13 @@ class LocalRegistry:
     @property
     def address(self) -> str:
         """Host and port, as they stand in an image reference."""
-        return f"{self.names[0]}:{self.port}"
+        return self.addresses[0]
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The same for each of its names. A reference has no port where it is the usual one."""
+        usual = self.port == (443 if self._tls else 80)
+        return tuple(name if usual else f"{name}:{self.port}" for name in self.names)
 
     @property
     def url(self) -> str:

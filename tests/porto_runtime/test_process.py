@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shim_porto_runtime import process
+from shim_porto_runtime.users import User
 
 from porto_api import rpc_pb2
 from shim_core.cri.v1 import api_pb2 as pb
 from shim_core.errors import InvalidArgument
-from shim_porto_runtime import process
-from shim_porto_runtime.users import User
 
 ROOT = User(0, 0, ())
 
@@ -25,8 +27,12 @@ class Image:
     working_dir: str = ""
 
 
-def build(config: pb.ContainerConfig, image: Image = Image(cmd=("sh",)), user: User = ROOT) -> process.Process:  # noqa: B008
-    return process.build(config, image, user, "web-0")
+def build(config: pb.ContainerConfig, image: Image = Image(cmd=("sh",)), user: User = ROOT) -> process.Process:
+    return process.build(config, image, user)
+
+
+def environment(config: pb.ContainerConfig, image: Image = Image()) -> dict[str, bytes]:
+    return process.environment(config, image, ROOT, "web-0")
 
 
 @pytest.mark.parametrize(
@@ -49,23 +55,23 @@ def test_no_command_anywhere_is_named() -> None:
 
 
 def test_the_environment_is_the_images_then_the_configs() -> None:
-    config = pb.ContainerConfig(envs=[pb.KeyValue(key="A", value=b"2"), pb.KeyValue(key="A", value=b"x;y z\n")])
-    env = dict(build(config, Image(cmd=("sh",), env=("A=1", "PATH=/bin", "broken"))).env)
-    assert env == {"PATH": "/bin", "HOSTNAME": "web-0", "HOME": "/", "A": "x;y z\n"}
+    config = pb.ContainerConfig(envs=[pb.KeyValue(key="A", value=b"2"), pb.KeyValue(key="A", value=b" x;y z\n\xff ")])
+    env = environment(config, Image(env=("A=1", "PATH=/bin", "broken")))
+    assert env == {"PATH": b"/bin", "HOSTNAME": b"web-0", "HOME": b"/", "A": b" x;y z\n\xff "}
+    assert process.environment_file({"A": b"1\n", "B": b""}) == b"A=1\n\0B=\0"
 
 
-@pytest.mark.parametrize(("key", "value"), [("", b""), ("A=B", b""), ("A", b"\0"), ("A", b"\xff"), ("A\0", b"")])
+@pytest.mark.parametrize(("key", "value"), [("", b""), ("A=B", b""), ("A", b"\0"), ("A\0", b"")])
 def test_what_no_environment_can_hold_is_refused(key: str, value: bytes) -> None:
     with pytest.raises(InvalidArgument, match="envs"):
-        build(pb.ContainerConfig(envs=[pb.KeyValue(key=key, value=value)]))
+        environment(pb.ContainerConfig(envs=[pb.KeyValue(key=key, value=value)]))
 
 
 def test_one_containers_environment_does_not_reach_another() -> None:
-    image = Image(cmd=("sh",), env=("A=image",))
+    image = Image(env=("A=image",))
     for n in range(50):
         config = pb.ContainerConfig(envs=[pb.KeyValue(key=f"ONLY{n}", value=str(n).encode())])
-        names = {name for name, _ in build(config, image).env}
-        assert [name for name in names if name.startswith("ONLY")] == [f"ONLY{n}"]
+        assert [name for name in environment(config, image) if name.startswith("ONLY")] == [f"ONLY{n}"]
     assert image.env == ("A=image",)
 
 
@@ -98,35 +104,18 @@ def test_init_is_told_everything() -> None:
     spec = rpc_pb2.TContainerSpec(name="c")
     process.into_spec(build(config, user=User(1000, 100, (5, 6))), spec, "start-1")
     assert " ".join(spec.command_argv.argv) == (
-        "/.portoshim/init -e /.portoshim/start-1 -d /w -m 22 -u 1000 -g 100 -G 5,6 -b 400 -a 400 -n"
-        " -x container -x PORTO_NAME -x PORTO_HOST -x PORTO_USER -x USER -- run -x"
+        "/.portoshim/init -e /.portoshim/start-1 -E /.portoshim/env -d /w -m 22 -u 1000 -g 100 -G 5,6 -b 400 -a 400 -n"
+        " -- run -x"
     )
-    assert {v.name: v.value for v in spec.env.var} == {
-        "PATH": process.DEFAULT_PATH,
-        "HOSTNAME": "web-0",
-        "HOME": "/",
-    }
-
-
-def test_a_variable_of_portos_name_stays_when_the_pod_sets_it() -> None:
-    config = pb.ContainerConfig(envs=[pb.KeyValue(key="USER", value=b"me")])
-    assert "USER" not in process.init_options(build(config), "f")
-    assert "container" in process.init_options(build(config), "f")
+    assert not spec.HasField("env")
 
 
 text = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 
 
-@given(
-    st.lists(text, min_size=1),
-    st.dictionaries(text.filter(lambda s: s and "=" not in s), text),
-    st.integers(0, 2**31 - 1),
-    st.booleans(),
-)
-def test_a_recorded_process_is_the_same_process(argv: list[str], env: dict[str, str], uid: int, tty: bool) -> None:
-    import json
-
-    made = process.Process(tuple(argv), tuple(env.items()), "/", uid, 0, (1, 2), 5, tty=tty)
+@given(st.lists(text, min_size=1), st.integers(0, 2**31 - 1), st.booleans(), st.lists(text))
+def test_a_recorded_process_is_the_same_process(argv: list[str], uid: int, tty: bool, setup: list[str]) -> None:
+    made = process.Process(tuple(argv), "/", uid, 0, (1, 2), 5, tty=tty, join=("-I", "x"), setup=tuple(setup))
     assert process.Process.from_json(json.loads(json.dumps(made.as_json()))) == made
 
 
@@ -134,6 +123,10 @@ def test_exec_runs_in_the_same_surroundings() -> None:
     made = build(pb.ContainerConfig(working_dir="/w"), user=User(7, 8, (9,)))
     other = process.for_exec(made, ["ls"], tty=True)
     assert (other.argv, other.cwd, other.uid, other.groups, other.tty) == (("ls",), "/w", 7, (9,), True)
-    assert ("TERM", "xterm") in other.env
+    assert "TERM=xterm" in process.init_options(other, "f")
+    assert "TERM=xterm" not in process.init_options(dataclasses.replace(other, has_term=True), "f")
+    prepared = dataclasses.replace(made, join=("-I", "x"), setup=("-O",))
+    again = process.for_exec(prepared, ["ls"], tty=False)
+    assert (again.join, again.setup) == (("-I", "x"), ())
     with pytest.raises(InvalidArgument, match="cmd"):
         process.for_exec(made, [], tty=False)

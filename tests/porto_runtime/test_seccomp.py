@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from shim_core.errors import InvalidArgument
 from shim_porto_runtime.seccomp import bpf, compile_profile, default_profile, parse
 from shim_porto_runtime.seccomp.profile import ALLOW, KILL_PROCESS, Condition, Profile, Rule, errno_action
+
+from shim_core.errors import InvalidArgument
 
 TABLE = {
     "SCMP_ARCH_X86_64": {"read": 0, "write": 1, "open": 2, "clone": 56, "personality": 135, "newest": 450},

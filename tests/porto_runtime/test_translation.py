@@ -6,13 +6,13 @@ import os
 import signal
 
 import pytest
+from shim_porto_runtime import capabilities, mounts, names, porto_errors, signals, spec, states
 
 from porto_api import errors as porto
 from porto_api import rpc_pb2
 from shim_core import errors
 from shim_core.cri.v1 import api_pb2 as pb
 from shim_core.errors import InvalidArgument, Unimplemented
-from shim_porto_runtime import capabilities, names, porto_errors, signals, spec, states
 
 
 class TestSignals:
@@ -172,7 +172,7 @@ class TestSpecs:
         config.linux.resources.cpu_shares = 512
         config.linux.resources.cpu_quota = 50_000
         config.linux.resources.memory_limit_in_bytes = 1 << 20
-        made = spec.container("n", "a" * 64, "s", config, "/r", "/h", "")
+        made = spec.container("n", "a" * 64, "s", config, "/r", mounts.Plan(), [], "")
         assert (made.cpu_weight, made.cpu_limit, made.memory_limit) == (0.5, 0.5, 1 << 20)
         assert not made.HasField("cpu_guarantee")
         assert not made.HasField("memory_guarantee")

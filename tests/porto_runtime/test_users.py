@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
+from shim_porto_runtime import users
+from shim_porto_runtime.users import User
 
 from shim_core.cri.v1 import api_pb2 as pb
 from shim_core.errors import InvalidArgument
-from shim_porto_runtime import users
-from shim_porto_runtime.users import User
 
 PASSWD = (
     "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:100:Web:/srv:/bin/sh\n#x:x:5:5\nbad line\nnine:x:99999999999:0::/:\n"

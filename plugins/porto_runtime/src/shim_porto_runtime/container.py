@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,17 +18,21 @@ from shim_core.errors import (
     AlreadyExists,
     DeadlineExceeded,
     FailedPrecondition,
+    InvalidArgument,
     NotFound,
+    ShimError,
     Unavailable,
     UnknownError,
 )
-from shim_porto_runtime import process, sandbox, spec, states, users
+from shim_porto_runtime import devices, mounts, process, sandbox, spec, states, users
+from shim_porto_runtime import security as checks
 from shim_porto_runtime.cancelling import porto_token
 from shim_porto_runtime.names import check_id, new_id
 from shim_porto_runtime.porto_errors import porto_errors
 from shim_porto_runtime.records import ContainerRecord, ContainerState, SandboxRecord
+from shim_porto_runtime.seccomp import compile_profile
 from shim_porto_runtime.signals import stop_signal
-from shim_porto_runtime.starting import Report
+from shim_porto_runtime.starting import Gate, Report
 from shim_porto_runtime.undo import Undo
 
 if TYPE_CHECKING:
@@ -46,6 +53,8 @@ def create(rt: Runtime, request: pb.CreateContainerRequest, context: CallContext
     if owner is None:
         raise NotFound(f"sandbox {request.pod_sandbox_id[:64]}: no such sandbox")
     spec.check_container(config)
+    if config.linux.security_context.privileged and not owner.config.linux.security_context.privileged:
+        raise InvalidArgument("linux.security_context.privileged: needs a sandbox that is privileged too")
     image = rt.images.resolve(config.image.image)
     if image is None:
         raise NotFound(f"image.image: {config.image.image!r} is not in the store; pull it first")
@@ -163,61 +172,174 @@ def _create(
     rt: Runtime, owner: SandboxRecord, record: ContainerRecord, image: Image, context: CallContext, undo: Undo
 ) -> None:
     name = rt.names.container(owner.id, record.id)
+    config, security = record.config, record.config.linux.security_context
+    profile = checks.seccomp(security)
+    filter_ = compile_profile(profile) if profile else b""
+    nodes = devices.of_host() if security.privileged else devices.of_container(config.devices)
     undo.add("remove its directories", lambda: rt.directories.remove_files(record.id))
-    helper = rt.directories.make_helper(record.id, rt.init)
-    root = rt.directories.root(record.id)
-    root.mkdir(mode=0o755, exist_ok=True)
-    made = spec.container(
-        name,
-        record.id,
-        rt.shim_id,
-        record.config,
-        str(root),
-        str(helper),
-        spec.resolv_conf(owner.config.dns_config, _host_resolv_conf()),
+    joined = _namespace_files(rt, owner, security)
+    helper = rt.directories.make_helper(record.id, rt.init, joined)
+    if filter_:
+        (helper / "seccomp").write_bytes(filter_)
+    volumes_directory = rt.directories.owned_volumes(record.id)
+    plan = mounts.plan(
+        config,
+        helper_directory=helper,
+        sandbox_directory=rt.directories.sandbox(owner.id),
+        volumes_directory=volumes_directory,
+        sysfs=str(rt.directories.sysfs),
+        image_volumes=image.config.volumes,
+        resolve_image=lambda wanted: _image(rt, wanted).id,
+        host_ipc=owner.config.linux.security_context.namespace_options.ipc == pb.NODE,
     )
-    volume = spec.root_volume(str(root), name, image.layers, rt.place)
+    root = rt.directories.root(record.id)
+    for path in (root, *(Path(mount.path) for mount in plan.images), *(Path(copy) for _, copy in plan.copies)):
+        path.mkdir(mode=0o755, parents=True, exist_ok=True)
+    volumes = [spec.root_volume(str(root), name, image.layers, rt.place)]
+    for mount in plan.images:
+        volumes.append(spec.image_volume(mount.path, name, _image(rt, mount.image).layers, rt.place))
+    resolv_conf = spec.resolv_conf(owner.config.dns_config, _host_resolv_conf())
+    if nodes and not security.privileged:
+        _allow_devices(rt, owner, nodes)
     undo.add("destroy the Porto container", lambda: sandbox.destroy(rt, name))
+    made = spec.container(name, record.id, rt.shim_id, config, str(root), plan, nodes, resolv_conf)
     with porto_errors("creating the container"):
-        rt.porto.create_from_spec(made, [volume], timeout_s=context.remaining_s(rt.porto.timeout_s))
+        rt.porto.create_from_spec(made, volumes, timeout_s=context.remaining_s(rt.porto.timeout_s))
+        # What can be known only now that the root filesystem is mounted.
+        mounts.bind_images(plan)
+        if mounts.resolve_targets(plan, str(root)) or plan.images:
+            update = rpc_pb2.TContainerSpec(name=name)
+            update.bind.bind.extend(plan.binds)
+            rt.porto.update_from_spec(update)
+    mounts.copy_volumes(plan, str(root))
     # The image's users are known now that its root filesystem is mounted.
-    user = users.resolve(record.config.linux.security_context, image.config.user, str(root))
-    hostname = rt.hostname_of(owner.config)
-    made_process = process.build(record.config, image.config, user, hostname)
-    rt.records.containers.update(record.id, state=ContainerState.CREATED, process=made_process.as_json())
+    user = users.resolve(security, image.config.user, str(root))
+    variables = process.environment(config, image.config, user, rt.hostname_of(owner.config))
+    _write_private(helper / process.ENVIRONMENT, process.environment_file(variables))
+    made_process = dataclasses.replace(
+        process.build(config, image.config, user),
+        has_term="TERM" in variables,
+        join=tuple(_join_options(joined, filter_, profile.flags if profile else 0)),
+        setup=(*plan.options, *checks.path_options(security), *(["-O"] if security.readonly_rootfs else [])),
+    )
+    rt.records.containers.update(
+        record.id,
+        state=ContainerState.CREATED,
+        process=made_process.as_json(),
+        shared=[dataclasses.asdict(mount) for mount in plan.shared],
+    )
+
+
+def _image(rt: Runtime, name: str) -> Image:
+    image = rt.images.resolve(name)
+    if image is None:
+        raise NotFound(f"mounts: the image {name!r} is not in the store; pull it first")
+    return image
+
+
+def _namespace_files(rt: Runtime, owner: SandboxRecord, security: pb.LinuxContainerSecurityContext) -> dict[str, str]:
+    """Namespaces that init joins: the pod's, and that of another container for a debugging one."""
+    directory = rt.directories.sandbox(owner.id)
+    files = {"ipc": f"{directory}/ipc", "uts": f"{directory}/uts"}
+    options = security.namespace_options
+    if options.pid == pb.NODE and owner.config.linux.security_context.namespace_options.pid != pb.NODE:
+        raise InvalidArgument(
+            "linux.security_context.namespace_options.pid: NODE needs a sandbox that is in the node's PID namespace too"
+        )
+    if options.pid == pb.TARGET:
+        target = states.refresh_container(rt, get(rt, options.target_id))
+        if target.sandbox_id != owner.id:
+            raise InvalidArgument("linux.security_context.namespace_options.target_id: is in another sandbox")
+        if target.state is not ContainerState.RUNNING:
+            raise FailedPrecondition(f"the target container {target.id[:13]} does not run")
+        with porto_errors("looking for the target container's process"):
+            pid = rt.porto.get_property(rt.names.container(owner.id, target.id), "root_pid")
+        files["pid"] = f"/proc/{pid}/ns/pid"
+    return files
+
+
+def _join_options(joined: Mapping[str, str], filter_: bytes, flags: int) -> list[str]:
+    letters = {"ipc": "-I", "uts": "-N", "pid": "-P"}
+    options = []
+    for name in joined:
+        options += [letters[name], f"{process.HELPER_DIRECTORY}/{name}"]
+    if filter_:
+        options += ["-S", f"{process.HELPER_DIRECTORY}/seccomp"]
+        if flags:
+            options += ["-f", str(flags)]
+    return options
+
+
+def _allow_devices(rt: Runtime, owner: SandboxRecord, nodes: Sequence[devices.Node]) -> None:
+    """Give the sandbox the devices of a container: to Porto a child can't have more than its parent."""
+    known = {devices.Node(*node) for node in owner.devices}
+    wanted = known | {devices.Node(node.host_path, node.host_path, node.access) for node in nodes}
+    if wanted == known:
+        return
+    update = rpc_pb2.TContainerSpec(name=rt.names.sandbox(owner.id), devices_explicit=True)
+    devices.into_spec(sorted(wanted), update)
+    with porto_errors("allowing the container's devices to its sandbox"):
+        rt.porto.update_from_spec(update)
+    rt.records.sandboxes.update(owner.id, devices=[dataclasses.astuple(node) for node in sorted(wanted)])
 
 
 def _start(rt: Runtime, owner: SandboxRecord, record: ContainerRecord, context: CallContext) -> None:
     name = rt.names.container(owner.id, record.id)
-    update = rpc_pb2.TContainerSpec(name=name)
-    with Report(rt.directories.helper(record.id)) as report:
-        process.into_spec(process.Process.from_json(record.process), update, report.name)
-        streams = rt.keeper.open(
-            record.id,
-            log_directory=owner.config.log_directory,
-            log_path=record.config.log_path if record.log_path else "",
-            tty=record.config.tty,
-            stdin=record.config.stdin,
-            stdin_once=record.config.stdin_once,
-        )
-        try:
-            # Porto opens them by way of our own descriptors.
-            update.stdin_path = stream_path(streams.stdin)
-            update.stdout_path = stream_path(streams.stdout)
-            update.stderr_path = stream_path(streams.stderr)
-            with porto_errors("starting the container"):
-                rt.porto.update_from_spec(update, start=True, timeout_s=context.remaining_s(rt.porto.timeout_s))
-        except BaseException:
-            rt.keeper.close(record.id)
-            raise
-        finally:
-            streams.close()
+    shared = [mounts.Shared(**mount) for mount in record.shared]
+    with ExitStack() as stack:
+        report = stack.enter_context(Report(rt.directories.helper(record.id)))
+        gate = stack.enter_context(Gate(rt.directories.helper(record.id))) if shared else None
+        update = rpc_pb2.TContainerSpec(name=name)
+        process.into_spec(process.Process.from_json(record.process), update, report.name, gate.name if gate else "")
+        _start_with_streams(rt, owner, record, update, context)
         started_at = time.time_ns()
+        problem = ""
+        if gate is not None:
+            problem = _attach_shared(rt, name, shared)
+            # Opened even if it failed: init must not wait for ever.
+            gate.open()
         reported = report.wait(_REPORT_TIMEOUT_S)
-        problem = report.text()
+        problem = problem or report.text()
     if problem or not reported:
         _start_failed(rt, record, name, problem or "the command did not start in time", started_at, context)
     rt.records.containers.update(record.id, state=ContainerState.RUNNING, started_at=started_at)
+
+
+def _start_with_streams(
+    rt: Runtime, owner: SandboxRecord, record: ContainerRecord, update: rpc_pb2.TContainerSpec, context: CallContext
+) -> None:
+    config = record.config
+    streams = rt.keeper.open(
+        record.id,
+        log_directory=owner.config.log_directory if record.log_path else "",
+        log_path=config.log_path if record.log_path else "",
+        tty=config.tty,
+        stdin=config.stdin,
+        stdin_once=config.stdin_once,
+    )
+    try:
+        # Porto opens them by way of our own descriptors.
+        update.stdin_path = stream_path(streams.stdin)
+        update.stdout_path = stream_path(streams.stdout)
+        update.stderr_path = stream_path(streams.stderr)
+        with porto_errors("starting the container"):
+            rt.porto.update_from_spec(update, start=True, timeout_s=context.remaining_s(rt.porto.timeout_s))
+    except BaseException:
+        rt.keeper.close(record.id)
+        raise
+    finally:
+        streams.close()
+
+
+def _attach_shared(rt: Runtime, name: str, shared: Sequence[mounts.Shared]) -> str:
+    """What went wrong, if anything."""
+    try:
+        with porto_errors("looking for the container's process"):
+            pid = int(rt.porto.get_property(name, "root_pid"))
+        mounts.attach_shared(pid, shared)
+    except ShimError as err:
+        return err.message
+    return ""
 
 
 def _start_failed(
@@ -262,6 +384,12 @@ def _wait(rt: Runtime, name: str, wait_s: float, context: CallContext) -> bool:
 def stream_path(fd: int | None) -> str:
     """A standard stream as Porto takes it: a descriptor of ours, or nothing."""
     return "/dev/null" if fd is None else f"/dev/fd/{fd}"
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
 
 
 def _host_resolv_conf() -> str:

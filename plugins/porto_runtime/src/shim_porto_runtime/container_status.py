@@ -104,6 +104,5 @@ def _info(rt: Runtime, record: ContainerRecord) -> dict[str, Any]:
     return {
         "sandboxID": record.sandbox_id,
         "portoName": rt.names.container(record.sandbox_id, record.id),
-        # Environment values may be secrets: their names have to do.
-        "process": {**record.process, "env": [name for name, _ in record.process.get("env", [])]},
+        "process": record.process,
     }

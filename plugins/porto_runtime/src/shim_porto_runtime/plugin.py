@@ -78,6 +78,7 @@ class PortoRuntime:
         socket = shim.hooks.runtime_endpoint() or porto_settings.socket
         directories = Directories(Path(core.state_dir), Path(core.volumes_dir))
         directories.prepare()
+        directories.mount_sysfs()
         names = Names(porto_settings.parent_container)
         porto = Client(socket, porto_settings.socket_timeout)
         records = Records(directories.records)

@@ -23,8 +23,8 @@ HELPER_DIRECTORY = "/.portoshim"
 
 INIT = f"{HELPER_DIRECTORY}/init"
 
-# Porto sets these by itself; a pod knows nothing of Porto.
-_PORTO_VARIABLES = ("container", "PORTO_NAME", "PORTO_HOST", "PORTO_USER", "USER")
+ENVIRONMENT = "env"
+"""The file in the helper directory that init takes the environment from: Porto's own property trims values."""
 _ENV_NAME = re.compile(r"[^=\0]+")
 
 
@@ -46,7 +46,6 @@ class Process:
     """A process and its surroundings, as they are recorded for a container and used again for every exec in it."""
 
     argv: tuple[str, ...]
-    env: tuple[tuple[str, str], ...]
     cwd: str
     uid: int
     gid: int
@@ -56,6 +55,12 @@ class Process:
     ambient: int = 0
     no_new_privs: bool = False
     tty: bool = False
+    has_term: bool = False
+    """The environment names a kind of terminal."""
+    join: tuple[str, ...] = ()
+    """Options of init by which every process of the container gets where it belongs: namespaces, the seccomp filter."""
+    setup: tuple[str, ...] = ()
+    """Options by which the first one prepares the container: mounts."""
 
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -64,12 +69,12 @@ class Process:
     def from_json(cls, values: Mapping[str, Any]) -> Process:
         fixed = dict(values)
         fixed["argv"] = tuple(fixed["argv"])
-        fixed["groups"] = tuple(fixed["groups"])
-        fixed["env"] = tuple((name, value) for name, value in fixed["env"])
+        for name in ("groups", "join", "setup"):
+            fixed[name] = tuple(fixed[name])
         return cls(**fixed)
 
 
-def build(config: pb.ContainerConfig, image: ImageConfig, user: User, hostname: str) -> Process:
+def build(config: pb.ContainerConfig, image: ImageConfig, user: User) -> Process:
     """The main process of a container.
 
     :raises InvalidArgument: a field that can't be honoured, by name.
@@ -78,7 +83,6 @@ def build(config: pb.ContainerConfig, image: ImageConfig, user: User, hostname: 
     bounding, ambient = capabilities.wanted(security)
     return Process(
         argv=_text(command(config, image), "command"),
-        env=environment(config, image, user, hostname),
         cwd=_directory(config.working_dir, "working_dir") or _directory(image.working_dir, "WorkingDir of the image"),
         uid=user.uid,
         gid=user.gid,
@@ -102,30 +106,29 @@ def command(config: pb.ContainerConfig, image: ImageConfig) -> list[str]:
     return argv
 
 
-def environment(
-    config: pb.ContainerConfig, image: ImageConfig, user: User, hostname: str
-) -> tuple[tuple[str, str], ...]:
+def environment(config: pb.ContainerConfig, image: ImageConfig, user: User, hostname: str) -> dict[str, bytes]:
     """The image's variables, then the config's, a later one replacing an earlier one of the same name.
 
     :raises InvalidArgument: a name or value that no environment can hold.
     """
-    variables = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname, "HOME": user.home}
+    variables = {"PATH": DEFAULT_PATH.encode(), "HOSTNAME": hostname.encode(), "HOME": user.home.encode()}
     if config.tty:
-        variables["TERM"] = "xterm"
+        variables["TERM"] = b"xterm"
     for item in image.env:
         name, separator, value = item.partition("=")
         # An image may hold anything; what can't be a variable has never been one in any runtime.
         if separator and name and "\0" not in item:
-            variables[name] = value
+            variables[name] = value.encode("utf-8", "surrogateescape")
     for pair in config.envs:
-        try:
-            value = pair.value.decode()
-        except UnicodeDecodeError as err:
-            raise InvalidArgument(f"envs[{pair.key}]: the value is not UTF-8, which Porto needs") from err
-        if not _ENV_NAME.fullmatch(pair.key) or "\0" in value:
+        if not _ENV_NAME.fullmatch(pair.key) or b"\0" in pair.value:
             raise InvalidArgument(f"envs[{pair.key[:64]!r}]: no environment can hold this")
-        variables[pair.key] = value
-    return tuple(variables.items())
+        variables[pair.key] = pair.value
+    return variables
+
+
+def environment_file(variables: Mapping[str, bytes]) -> bytes:
+    """An environment as init reads it."""
+    return b"".join(name.encode() + b"=" + value + b"\0" for name, value in variables.items())
 
 
 def for_exec(process: Process, argv: Iterable[str], *, tty: bool) -> Process:
@@ -136,31 +139,30 @@ def for_exec(process: Process, argv: Iterable[str], *, tty: bool) -> Process:
     command = _text(argv, "cmd")
     if not command or not command[0]:
         raise InvalidArgument("cmd: must not be empty")
-    env = process.env
-    if tty and not any(name == "TERM" for name, _ in env):
-        env = (*env, ("TERM", "xterm"))
-    return dataclasses.replace(process, argv=command, env=env, tty=tty)
+    return dataclasses.replace(process, argv=command, tty=tty, setup=())
 
 
-def into_spec(process: Process, spec: rpc_pb2.TContainerSpec, fifo: str, ipc: bool = False) -> None:
+def into_spec(process: Process, spec: rpc_pb2.TContainerSpec, fifo: str, wait: str = "") -> None:
     """Have a Porto container run a process by way of portoshim-init.
 
     :param fifo: name of the FIFO in the helper directory on which init reports whether the command could be run.
-    :param ipc: join the pod's IPC namespace.
+    :param wait: name of the FIFO on which it waits before it does anything else; empty: it doesn't.
     """
     spec.user = "root"
     spec.group = "root"
     spec.cwd = "/"
-    spec.command_argv.argv.extend([INIT, *init_options(process, fifo, ipc), "--", *process.argv])
-    for name, value in process.env:
-        spec.env.var.add(name=name, value=value)
+    spec.command_argv.argv.extend([INIT, *init_options(process, fifo, wait), "--", *process.argv])
 
 
-def init_options(process: Process, fifo: str, ipc: bool = False) -> list[str]:
+def init_options(process: Process, fifo: str, wait: str = "") -> list[str]:
     """The options of portoshim-init for a process."""
     options = ["-e", f"{HELPER_DIRECTORY}/{fifo}"]
-    if ipc:
-        options += ["-I", f"{HELPER_DIRECTORY}/ipc"]
+    if wait:
+        options += ["-w", f"{HELPER_DIRECTORY}/{wait}"]
+    options += ["-E", f"{HELPER_DIRECTORY}/{ENVIRONMENT}"]
+    if process.tty and not process.has_term:
+        options += ["-v", "TERM=xterm"]
+    options += [*process.join, *process.setup]
     if process.cwd:
         options += ["-d", process.cwd]
     options += ["-m", "22", "-u", str(process.uid), "-g", str(process.gid)]
@@ -170,10 +172,6 @@ def init_options(process: Process, fifo: str, ipc: bool = False) -> list[str]:
         options += ["-a", f"{process.ambient:x}"]
     if process.no_new_privs:
         options.append("-n")
-    own = {name for name, _ in process.env}
-    for name in _PORTO_VARIABLES:
-        if name not in own:
-            options += ["-x", name]
     return options
 
 

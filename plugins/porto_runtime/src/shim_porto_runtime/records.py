@@ -13,7 +13,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -62,6 +62,8 @@ class SandboxRecord:
     """Why it is NOTREADY, where that wasn't asked for."""
     layers: tuple[str, ...] = ()
     """Porto layers of its pause process."""
+    devices: Sequence[Sequence[str]] = ()
+    """Device nodes its containers were given: host path, container path, access."""
 
     @property
     def key(self) -> str:
@@ -74,6 +76,7 @@ class SandboxRecord:
         """From a row. :raises ValueError, TypeError, KeyError, DecodeError: the row is damaged."""
         state = SandboxState(status.pop("state"))
         status["layers"] = tuple(status["layers"])
+        status["devices"] = tuple(tuple(node) for node in status["devices"])
         return cls(id=record_id, config=pb.PodSandboxConfig.FromString(config), state=state, **status)
 
 
@@ -97,6 +100,8 @@ class ContainerRecord:
     log_path: str = ""
     """The absolute path of the log, empty when none is wanted."""
     stop_signal: int = 15
+    shared: Sequence[Mapping[str, Any]] = ()
+    """Mounts to be attached when it starts (see ``mounts.py``)."""
     process: dict[str, Any] = field(default_factory=dict)
     """How processes of this container are started (see ``process.py``); exec follows it."""
     started_at: int = 0
@@ -115,6 +120,7 @@ class ContainerRecord:
         """From a row. :raises ValueError, TypeError, KeyError, DecodeError: the row is damaged."""
         state = ContainerState(status.pop("state"))
         status["layers"] = tuple(status["layers"])
+        status["shared"] = tuple(status["shared"])
         return cls(id=record_id, config=pb.ContainerConfig.FromString(config), state=state, **status)
 
 

@@ -6,12 +6,14 @@ import hashlib
 import os
 import secrets
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shim_core.errors import StartupError
+from shim_porto_runtime import linux
 
 if TYPE_CHECKING:
     from porto_api import Client
@@ -32,8 +34,10 @@ class Directories:
 
         StateDir/records.db, images.db, shim-id
         StateDir/init-<hash>                  portoshim-init, one copy per version
-        StateDir/containers/<id>/             what a container sees as /.portoshim: init, FIFOs
+        StateDir/containers/<id>/             what a container sees as /.portoshim: init, FIFOs, namespaces to join
+        StateDir/sandboxes/<id>/              what the containers of a pod share (see namespaces.py)
         VolumesDir/<id>                       root volumes
+        VolumesDir/<id>-volumes/              volumes that the image names
     """
 
     state: Path
@@ -45,7 +49,8 @@ class Directories:
         :raises StartupError: one can't be made.
         """
         try:
-            for path, mode in ((self.state, 0o700), (self.containers, 0o711), (self.volumes, 0o711)):
+            open_to_containers = (self.containers, self.sandboxes, self.volumes)
+            for path, mode in ((self.state, 0o700), *((path, 0o711) for path in open_to_containers)):
                 path.mkdir(parents=True, exist_ok=True)
                 path.chmod(mode)
         except OSError as err:
@@ -54,6 +59,10 @@ class Directories:
     @property
     def containers(self) -> Path:
         return self.state / "containers"
+
+    @property
+    def sandboxes(self) -> Path:
+        return self.state / "sandboxes"
 
     @property
     def records(self) -> Path:
@@ -65,6 +74,31 @@ class Directories:
 
     def helper(self, container_id: str) -> Path:
         return self.containers / container_id
+
+    @property
+    def sysfs(self) -> Path:
+        """The host's /sys, mounted once more."""
+        return self.state / "sysfs"
+
+    def mount_sysfs(self) -> None:
+        """Mount it; a second time is fine.
+
+        :raises StartupError: it can't be mounted.
+        """
+        try:
+            self.sysfs.mkdir(exist_ok=True)
+            if not (self.sysfs / "kernel").exists():
+                linux.mount("/sys", str(self.sysfs), "none", linux.MS_BIND | linux.MS_REC)
+        except OSError as err:
+            raise StartupError(f"{self.sysfs}: /sys can't be mounted there: {err.strerror}") from err
+
+    def sandbox(self, sandbox_id: str) -> Path:
+        """What the containers of a pod share."""
+        return self.sandboxes / sandbox_id
+
+    def owned_volumes(self, container_id: str) -> Path:
+        """What a container's own volumes hold, and where images are mounted for it."""
+        return self.volumes / f"{container_id}-volumes"
 
     def shim_id(self) -> str:
         """What tells this shim's containers from those of another one on the same portod. Made once."""
@@ -93,22 +127,39 @@ class Directories:
                 partial.replace(target)
         return target
 
-    def make_helper(self, container_id: str, init: Path) -> Path:
-        """The helper directory of a container, with init in it."""
+    def make_helper(self, container_id: str, init: Path, namespaces: Mapping[str, str]) -> Path:
+        """The helper directory of a container, with init in it.
+
+        :param namespaces: what else to put there: name → file of a namespace.
+        """
         directory = self.helper(container_id)
         directory.mkdir(mode=0o711, exist_ok=True)
         target = directory / "init"
         if not target.exists():
             os.link(init, target)
+        for name, source in namespaces.items():
+            file = directory / name
+            file.touch()
+            linux.mount(source, str(file), "none", linux.MS_BIND)
         return directory
 
     def remove_files(self, owner_id: str) -> None:
-        """Remove helper directory and mount point. The volume has to be gone: what is still mounted stays."""
-        shutil.rmtree(self.helper(owner_id), ignore_errors=True)
-        try:
-            self.root(owner_id).rmdir()
-        except FileNotFoundError:
-            pass
+        """Remove what a container or a sandbox has on disk. Its Porto container has to be gone."""
+        helper = self.helper(owner_id)
+        for name in NAMESPACE_FILES:
+            linux.unmount(str(helper / name))
+        shutil.rmtree(helper, ignore_errors=True)
+        owned = self.owned_volumes(owner_id)
+        for path in (*owned.glob("image*"), self.root(owner_id)):
+            # A volume's mount point stays when Porto takes the volume away; what is still mounted is left alone.
+            try:
+                path.rmdir()
+            except FileNotFoundError:
+                pass
+        shutil.rmtree(owned, ignore_errors=True)
+
+
+NAMESPACE_FILES = ("ipc", "uts", "pid")
 
 
 @dataclass(frozen=True, slots=True)

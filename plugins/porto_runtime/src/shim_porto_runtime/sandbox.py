@@ -15,7 +15,7 @@ from shim_core.context import CallContext
 from shim_core.cri.v1 import api_pb2 as pb
 from shim_core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Unavailable
 from shim_core.types import DnsConfig, NetworkAttachment, NetworkSandbox, PortMapping
-from shim_porto_runtime import spec, states
+from shim_porto_runtime import namespaces, spec, states
 from shim_porto_runtime.names import check_id, new_id
 from shim_porto_runtime.porto_errors import porto_errors
 from shim_porto_runtime.records import ContainerState, SandboxRecord, SandboxState
@@ -76,7 +76,7 @@ def remove(rt: Runtime, request: pb.RemovePodSandboxRequest, context: CallContex
                 rt.keeper.close(container.id)
                 rt.directories.remove_files(container.id)
                 rt.records.containers.delete(container.id)
-            rt.directories.remove_files(record.id)
+            _remove_files(rt, record.id)
             # The record goes last: whatever failed before is tried again by the next call.
             rt.records.sandboxes.delete(record.id)
     return pb.RemovePodSandboxResponse()
@@ -86,8 +86,13 @@ def reclaim(rt: Runtime, record: SandboxRecord, context: CallContext) -> None:
     """Take back what a daemon that died left of a sandbox it was making."""
     with rt.locks.hold(record.id, context):
         _stop(rt, record, context)
-        rt.directories.remove_files(record.id)
+        _remove_files(rt, record.id)
         rt.records.sandboxes.delete(record.id)
+
+
+def _remove_files(rt: Runtime, sandbox_id: str) -> None:
+    namespaces.remove(rt.directories.sandbox(sandbox_id))
+    rt.directories.remove_files(sandbox_id)
 
 
 def ready(rt: Runtime, sandbox_id: str) -> SandboxRecord:
@@ -147,26 +152,28 @@ def _repeated(rt: Runtime, existing: SandboxRecord, config: pb.PodSandboxConfig)
 
 def _start(rt: Runtime, record: SandboxRecord, context: CallContext, undo: Undo) -> None:
     image = rt.images.ensure(rt.pause_image, context) if rt.pause_image else None
-    netns = None
-    network: dict[str, Any] | None = None
+    attachment: NetworkAttachment | None = None
     attached = not on_host_network(record.config)
     if attached:
         # Said before it is done: after a crash in between, the network is detached, which is always safe.
         rt.records.sandboxes.update(record.id, attached=True)
         undo.add("detach the network", lambda: _detach(rt, record, context.for_cleanup()))
         attachment = _attach(rt, record, context)
-        netns = attachment.netns_path.rsplit("/", 1)[-1]
-        network = dataclasses.asdict(attachment)
     context.check()
 
+    directory = rt.directories.sandbox(record.id)
+    undo.add("remove the namespaces", lambda: namespaces.remove(directory))
+    namespaces.make(directory, record.config, attachment.netns_path if attachment else None)
     name = rt.names.sandbox(record.id)
     undo.add("destroy the Porto container", lambda: destroy(rt, name))
     with porto_errors("starting the sandbox"):
+        netns = attachment.netns_path.rsplit("/", 1)[-1] if attachment else None
         meta = spec.sandbox(name, record.id, rt.shim_id, record.config, netns)
         rt.porto.create_from_spec(meta, start=True, timeout_s=context.remaining_s(rt.porto.timeout_s))
     if image is not None:
         with rt.images.lease(image):
             _start_pause(rt, record, image, context, undo)
+    network: dict[str, Any] | None = dataclasses.asdict(attachment) if attachment else None
     rt.records.sandboxes.update(record.id, state=SandboxState.READY, network=network)
 
 
@@ -179,12 +186,25 @@ def _start_pause(rt: Runtime, record: SandboxRecord, image: Image, context: Call
     undo.add("remove the mount point of the pause image", lambda: rt.directories.remove_files(record.id))
     root.mkdir(mode=0o755, exist_ok=True)
     name = rt.names.pause(record.id)
-    pause = spec.pause(name, record.id, rt.shim_id, str(root), argv)
+    uid, gid = _pause_user(record.config.linux.security_context, image.config.user)
+    pause = spec.pause(name, record.id, rt.shim_id, str(root), argv, uid, gid)
     volume = spec.root_volume(str(root), name, image.layers, rt.place)
     # Destroyed before its mount point is removed; the sandbox's own container would take it along too late for that.
     undo.add("destroy the pause process", lambda: destroy(rt, name))
     with porto_errors("starting the pause process"):
         rt.porto.create_from_spec(pause, [volume], start=True, timeout_s=context.remaining_s(rt.porto.timeout_s))
+
+
+def _pause_user(security: pb.LinuxSandboxSecurityContext, image_user: str) -> tuple[int, int]:
+    """Whom the pause process runs as: the pod's user, or the image's if that is a number, or root."""
+    uid, _, gid = image_user.partition(":")
+    user = int(uid) if uid.isascii() and uid.isdecimal() else 0
+    group = int(gid) if gid.isascii() and gid.isdecimal() else 0
+    if security.HasField("run_as_user"):
+        user, group = security.run_as_user.value, 0
+    if security.HasField("run_as_group"):
+        group = security.run_as_group.value
+    return user, group
 
 
 def _attach(rt: Runtime, record: SandboxRecord, context: CallContext) -> NetworkAttachment:

@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 from porto_api import rpc_pb2
 from shim_core.cri.v1 import api_pb2 as pb
 from shim_core.errors import InvalidArgument, Unimplemented
-from shim_porto_runtime import capabilities
-from shim_porto_runtime.process import HELPER_DIRECTORY
+from shim_porto_runtime import capabilities, devices, mounts, namespaces, resources, users
+from shim_porto_runtime import security as checks
 
 KEEP_DEAD_S = 10 * 365 * 86400
 """Porto destroys dead containers after ``aging_time``, a day by default; kubelet decides when ours go."""
@@ -29,22 +29,49 @@ def sandbox(
 
     :param netns: name of its network namespace below /run/netns; None: the host's.
     """
-    spec = rpc_pb2.TContainerSpec(name=name, isolate=True, enable_porto="none")
+    security = config.linux.security_context
+    # Without a PID namespace of its own Porto gives it none at all: what the pod shares then, init joins.
+    isolate = security.namespace_options.pid != pb.NODE
+    spec = rpc_pb2.TContainerSpec(name=name, isolate=isolate, enable_porto="none")
     # Children can't have more than their parent: whether one is privileged is not known yet.
     spec.capabilities.cap.extend(capabilities.NAMES)
     _net(spec, ("netns", netns) if netns else ("inherited",))
-    if config.hostname:
+    if config.hostname and isolate:
         spec.hostname = config.hostname
+    if security.privileged:
+        devices.into_spec(devices.of_host(), spec)
+    resources.into_spec(pod_resources(config), spec)
     spec.controllers.controller.extend(_CONTROLLERS)
     _labels(spec, sandbox_id, shim_id)
     return spec
 
 
-def pause(name: str, sandbox_id: str, shim_id: str, root: str, argv: Sequence[str]) -> rpc_pb2.TContainerSpec:
-    """The pause process of a pod, inside all its namespaces."""
+def pod_resources(config: pb.PodSandboxConfig) -> pb.LinuxContainerResources:
+    """What limits a pod as a whole: its resources and the overhead of its sandbox."""
+    total = pb.LinuxContainerResources()
+    total.CopyFrom(config.linux.resources)
+    overhead = config.linux.overhead
+    if total.memory_limit_in_bytes > 0:
+        total.memory_limit_in_bytes += max(overhead.memory_limit_in_bytes, 0)
+    if total.cpu_quota > 0 and overhead.cpu_quota > 0:
+        period = total.cpu_period or resources.DEFAULT_PERIOD_US
+        total.cpu_quota += overhead.cpu_quota * period // (overhead.cpu_period or resources.DEFAULT_PERIOD_US)
+    # The node's cgroups are Porto's own: only what limits is taken over.
+    total.oom_score_adj = 0
+    return total
+
+
+def pause(
+    name: str, sandbox_id: str, shim_id: str, root: str, argv: Sequence[str], user: int = 0, group: int = 0
+) -> rpc_pb2.TContainerSpec:
+    """The pause process of a pod, inside all its namespaces.
+
+    :param user: whom it runs as, by number. :param group: likewise.
+    """
     # Not read-only: Porto has to make /proc and its like in an image that is a single program.
     spec = rpc_pb2.TContainerSpec(name=name, isolate=False, enable_porto="none", root=root)
     spec.command_argv.argv.extend(argv)
+    spec.user, spec.group = str(user), str(group)
     spec.stdin_path = spec.stdout_path = spec.stderr_path = "/dev/null"
     _net(spec, ("inherited",))
     _labels(spec, sandbox_id, shim_id)
@@ -57,41 +84,53 @@ def container(
     shim_id: str,
     config: pb.ContainerConfig,
     root: str,
-    helper_directory: str,
+    plan: mounts.Plan,
+    nodes: Sequence[devices.Node],
     resolv_conf: str,
 ) -> rpc_pb2.TContainerSpec:
     """A container as it is created; what it runs is set when it starts.
 
-    :param root: host path of its root volume.
-    :param helper_directory: host directory with portoshim-init and its FIFOs.
+    :param root: host path of its root volume. :param plan: its mounts. :param nodes: its devices.
     """
     security = config.linux.security_context
     spec = rpc_pb2.TContainerSpec(name=name, enable_porto="none", root=root, aging_time=KEEP_DEAD_S)
-    if security.namespace_options.pid == pb.POD:
-        spec.isolate = False
-    else:
+    if security.namespace_options.pid == pb.CONTAINER:
         # As an "os" container its command is PID 1 of the new namespace, where others have portoinit.
         spec.isolate = True
         spec.virt_mode = "os"
+    else:
+        spec.isolate = False
     _net(spec, ("inherited",))
     spec.user = spec.group = "root"
     spec.cwd = "/"
     bounding, _ = capabilities.wanted(security)
     spec.capabilities.cap.extend(sorted(bounding | capabilities.INIT_NEEDS))
-    spec.root_readonly = security.readonly_rootfs
     spec.resolv_conf = resolv_conf
     spec.controllers.controller.extend(_CONTROLLERS)
-    spec.bind.bind.add(source=helper_directory, target=HELPER_DIRECTORY, flag=["ro", "nosuid", "exec"])
-    for index, mount in enumerate(config.mounts):
-        spec.bind.bind.append(_bind(mount, f"mounts[{index}]"))
+    spec.bind.bind.extend(plan.binds)
+    devices.into_spec(nodes, spec)
     _labels(spec, container_id, shim_id)
-    _resources(spec, config.linux.resources)
+    resources.into_spec(config.linux.resources, spec)
     return spec
 
 
-def exec_(name: str) -> rpc_pb2.TContainerSpec:
-    """A further process in a container: gone with the connection that made it."""
-    return rpc_pb2.TContainerSpec(name=name, weak=True, isolate=False, enable_porto="none")
+def exec_(name: str, bounding: int) -> rpc_pb2.TContainerSpec:
+    """A further process in a container: gone with the connection that made it.
+
+    :param bounding: mask of the container's capabilities; Porto would give it others.
+    """
+    spec = rpc_pb2.TContainerSpec(name=name, weak=True, isolate=False, enable_porto="none")
+    spec.capabilities.cap.extend(sorted({*capabilities.names(bounding), *capabilities.INIT_NEEDS}))
+    return spec
+
+
+def image_volume(path: str, container_name: str, layers: Iterable[str], place: str) -> rpc_pb2.TVolumeSpec:
+    """An image to be mounted into a container: as :func:`root_volume`, and read-only."""
+    spec = root_volume(path, container_name, layers, place)
+    spec.read_only = True
+    del spec.links[:]
+    spec.links.add(container=container_name)
+    return spec
 
 
 def root_volume(path: str, container_name: str, layers: Iterable[str], place: str) -> rpc_pb2.TVolumeSpec:
@@ -133,18 +172,22 @@ def check_sandbox(config: pb.PodSandboxConfig) -> None:
     _absolute(config.log_directory, "log_directory", empty=True)
     if config.HasField("windows"):
         raise Unimplemented("windows: Porto runs Linux containers only")
-    options = config.linux.security_context.namespace_options
-    for field in ("pid", "ipc"):
-        if getattr(options, field) in (pb.NODE, pb.TARGET):
-            raise Unimplemented(
-                f"linux.security_context.namespace_options.{field}: only POD and CONTAINER are supported"
-            )
+    security = config.linux.security_context
+    checks.check(security)
+    for field in ("network", "pid", "ipc"):
+        if getattr(security.namespace_options, field) == pb.TARGET:
+            raise InvalidArgument(f"linux.security_context.namespace_options.{field}: TARGET is for containers")
+    _check_userns(security.namespace_options)
+    for name in ("run_as_user", "run_as_group"):
+        if security.HasField(name):
+            users.check_id(getattr(security, name).value, f"linux.security_context.{name}")
+    for name in ("resources", "overhead"):
+        resources.check(getattr(config.linux, name), f"linux.{name}")
+    namespaces.check_sysctls(config)
     for index, mapping in enumerate(config.port_mappings):
         for port in ("container_port", "host_port"):
             if not 0 <= getattr(mapping, port) <= 65535:
                 raise InvalidArgument(f"port_mappings[{index}].{port}: {getattr(mapping, port)} is not in 0..65535")
-    if config.linux.sysctls:
-        raise Unimplemented("linux.sysctls: not supported yet")
 
 
 def check_container(config: pb.ContainerConfig) -> None:
@@ -160,18 +203,16 @@ def check_container(config: pb.ContainerConfig) -> None:
     if config.HasField("windows"):
         raise Unimplemented("windows: Porto runs Linux containers only")
     security = config.linux.security_context
-    for field in ("selinux_options", "seccomp", "apparmor"):
-        if security.HasField(field) and getattr(security, field) != pb.SecurityProfile(profile_type="Unconfined"):
-            raise Unimplemented(f"linux.security_context.{field}: not supported yet")
-    options = security.namespace_options
-    if options.pid in (pb.NODE, pb.TARGET):
-        raise Unimplemented("linux.security_context.namespace_options.pid: only POD and CONTAINER are supported")
-    for field in ("masked_paths", "readonly_paths"):
-        if getattr(security, field):
-            raise Unimplemented(f"linux.security_context.{field}: not supported yet")
-    for field in ("devices", "CDI_devices", "tty", "stdin"):
-        if getattr(config, field):
-            raise Unimplemented(f"{field}: not supported yet")
+    checks.check(security)
+    if security.namespace_options.pid == pb.TARGET and not security.namespace_options.target_id:
+        raise InvalidArgument("linux.security_context.namespace_options.target_id: TARGET needs a container")
+    if security.namespace_options.ipc == pb.TARGET or security.namespace_options.network == pb.TARGET:
+        raise InvalidArgument("linux.security_context.namespace_options: TARGET is for pid alone")
+    _check_userns(security.namespace_options)
+    resources.check(config.linux.resources)
+    mounts.check(config.mounts)
+    if config.stdin_once and not config.stdin:
+        raise InvalidArgument("stdin_once: needs stdin")
     path = PurePosixPath(config.log_path)
     if path.is_absolute() or ".." in path.parts or "\0" in config.log_path:
         raise InvalidArgument(f"log_path: {config.log_path!r} must be a path below the sandbox's log_directory")
@@ -186,39 +227,13 @@ def _labels(spec: rpc_pb2.TContainerSpec, record_id: str, shim_id: str) -> None:
     spec.labels.map.add(key=LABEL_SHIM, val=shim_id)
 
 
-def _bind(mount: pb.Mount, field: str) -> rpc_pb2.TContainerBindMount:
-    _absolute(mount.container_path, f"{field}.container_path")
-    if mount.container_path.strip("/") == "":
-        raise InvalidArgument(f"{field}.container_path: can't be the root directory")
-    _absolute(mount.host_path, f"{field}.host_path")
-    if mount.propagation == pb.PROPAGATION_BIDIRECTIONAL:
-        raise Unimplemented(f"{field}.propagation: PROPAGATION_BIDIRECTIONAL is not supported yet")
-    for name in ("recursive_read_only", "selinux_relabel", "uidMappings", "gidMappings", "mount_options"):
-        if getattr(mount, name):
-            raise Unimplemented(f"{field}.{name}: not supported yet")
-    if mount.HasField("image"):
-        raise Unimplemented(f"{field}.image: not supported yet")
-    flags = ["rec", "ro" if mount.readonly else "rw"]
-    if mount.propagation == pb.PROPAGATION_PRIVATE:
-        flags.append("private")
-    return rpc_pb2.TContainerBindMount(source=mount.host_path, target=mount.container_path, flag=flags)
-
-
-def _resources(spec: rpc_pb2.TContainerSpec, resources: pb.LinuxContainerResources) -> None:
-    """Limits. Porto's guarantees are left alone: a CRI request is a share, not a promise."""
-    if resources.memory_limit_in_bytes < 0 or resources.cpu_quota < -1 or resources.cpu_period < 0:
-        raise InvalidArgument("linux.resources: memory_limit_in_bytes, cpu_quota and cpu_period must not be negative")
-    if resources.memory_limit_in_bytes:
-        spec.memory_limit = resources.memory_limit_in_bytes
-    if resources.cpu_quota > 0:
-        period_us = resources.cpu_period or 100_000
-        spec.cpu_limit = resources.cpu_quota / period_us
-        spec.cpu_period = period_us * 1000
-    if resources.cpu_shares:
-        # CRI's shares and Porto's weight are both relative to 1024 and 1.
-        spec.cpu_weight = min(max(resources.cpu_shares / 1024, 0.01), 100.0)
-    if resources.cpuset_cpus:
-        spec.cpu_set.list = resources.cpuset_cpus
+def _check_userns(options: pb.NamespaceOption) -> None:
+    userns = options.userns_options
+    if options.HasField("userns_options") and userns.mode != pb.NODE:
+        raise Unimplemented(
+            "linux.security_context.namespace_options.userns_options: Porto can't map a pod's users to a range of the "
+            "node's; leave hostUsers out"
+        )
 
 
 def _absolute(path: str, field: str, *, empty: bool = False) -> None:

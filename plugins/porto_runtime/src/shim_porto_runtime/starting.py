@@ -15,6 +15,30 @@ from types import TracebackType
 _MAX_REPORT_BYTES = 4096
 
 
+class Gate:
+    """A FIFO on which init waits before it does anything: the host has something to do in its namespaces first."""
+
+    def __init__(self, directory: Path) -> None:
+        self.name = f"gate-{secrets.token_hex(8)}"
+        self._path = directory / self.name
+
+    def __enter__(self) -> Gate:
+        os.mkfifo(self._path, 0o600)
+        # Open for both, it neither blocks nor fails when init isn't there yet, and a byte waits for init to come.
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        os.close(self._fd)
+        self._path.unlink(missing_ok=True)
+
+    def open(self) -> None:
+        """Let init go on: now if it waits already, and as soon as it comes otherwise."""
+        os.write(self._fd, b"x")
+
+
 class Report:
     """A FIFO for one start. Make it before the process is started; it is gone after the block.
 

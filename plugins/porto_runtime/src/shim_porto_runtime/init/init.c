@@ -10,14 +10,18 @@
  *   -N NSFILE  join this UTS namespace
  *   -P NSFILE  run COMMAND in this PID namespace: as a child, whose signals and exit status are passed on
  *   -M PATH    mask: a file reads as /dev/null, a directory is empty; a path that isn't there is fine
+ *   -r PATH    make this mount read-only, those below it stay as they are
  *   -R PATH    make read-only        -W PATH  make writable where Porto made it read-only
  *   -V PATH    make read-only with every mount below it
+ *   -O         make the root directory's own mount read-only, after everything else
  *   -d DIR     working directory; made if it is missing (CRI: as the container's root)
  *   -m UMASK   octal                 -l TYPE:SOFT:HARD  resource limit by number
  *   -u UID     -g GID     -G GID,GID...   user, group, supplementary groups: exactly these
  *   -b HEX     bounding set          -a HEX   ambient set, raised for COMMAND      (masks, see capabilities(7))
  *   -S FILE    load this seccomp filter as the last thing done       -f FLAGS  SECCOMP_FILTER_FLAG_*, as a number
- *   -n         no_new_privs          -x NAME  remove this variable: Porto sets some of its own
+ *   -E FILE    the environment: NAME=VALUE, each ended by a NUL; nothing of Porto's stays
+ *   -v NAME=VALUE   a further variable
+ *   -n         no_new_privs
  *
  * Mounts are made in the order of the options. Exit status where COMMAND can't be run, as shells have it: 127 not
  * found, 126 not executable, 125 anything else.
@@ -115,14 +119,18 @@ static void mask_path(const char *path) {
         fail(CANNOT_SET_UP, "masked path %s: %s", path, strerror(errno));
 }
 
+static void readonly_mount(const char *path) {
+    if (mount(NULL, path, NULL, MS_BIND | MS_REMOUNT | MS_RDONLY | kept_flags(path), NULL))
+        fail(CANNOT_SET_UP, "read-only path %s: %s", path, strerror(errno));
+}
+
 static void readonly_path(const char *path) {
     if (mount(path, path, NULL, MS_BIND | MS_REC, NULL)) {
         if (errno == ENOENT || errno == ENOTDIR)
             return;
         fail(CANNOT_SET_UP, "read-only path %s: %s", path, strerror(errno));
     }
-    if (mount(NULL, path, NULL, MS_BIND | MS_REMOUNT | MS_RDONLY | kept_flags(path), NULL))
-        fail(CANNOT_SET_UP, "read-only path %s: %s", path, strerror(errno));
+    readonly_mount(path);
 }
 
 static void writable_path(const char *path) {
@@ -271,6 +279,27 @@ static void set_capabilities(uint64_t bounding, uint64_t ambient, int loads_filt
             fail(CANNOT_SET_UP, "ambient capability %d: %s", cap, strerror(errno));
 }
 
+static void read_environment(const char *file) {
+    struct stat st;
+    int fd = open(file, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &st))
+        fail(CANNOT_SET_UP, "environment: %s", strerror(errno));
+    char *text = malloc(st.st_size + 1);
+    off_t size = 0;
+    for (ssize_t got; text && size < st.st_size; size += got) {
+        got = read(fd, text + size, st.st_size - size);
+        if (got <= 0)
+            fail(CANNOT_SET_UP, "environment: %s", got ? strerror(errno) : "the file has shrunk");
+    }
+    close(fd);
+    if (!text || clearenv())
+        fail(CANNOT_SET_UP, "environment: %s", strerror(ENOMEM));
+    text[size] = 0;
+    for (char *item = text; item < text + size; item += strlen(item) + 1)
+        if (putenv(item))
+            fail(CANNOT_SET_UP, "environment: %s", strerror(errno));
+}
+
 static unsigned short read_filter(const char *file) {
     int fd = open(file, O_RDONLY | O_CLOEXEC);
     ssize_t size = fd < 0 ? -1 : read(fd, filter, sizeof filter);
@@ -309,13 +338,13 @@ static void run(char *const argv[]) {
 int main(int argc, char *argv[]) {
     uint64_t bounding = ~0ULL, ambient = 0;
     long uid = -1, gid = -1, mask = -1;
-    int no_new_privs = 0, set_bounding = 0, option;
+    int no_new_privs = 0, set_bounding = 0, readonly_root = 0, option;
     struct sock_fprog program = {.filter = filter};
     unsigned seccomp_flags = 0;
     char *groups = NULL;
     const char *directory = NULL, *pid_namespace = NULL;
 
-    while ((option = getopt(argc, argv, "+e:w:I:N:P:M:R:W:V:d:m:l:u:g:G:b:a:nx:S:f:")) != -1) {
+    while ((option = getopt(argc, argv, "+e:w:I:N:P:M:r:R:W:V:Od:m:l:u:g:G:b:a:nE:v:S:f:")) != -1) {
         switch (option) {
         case 'e':
             report_fd = open(optarg, O_WRONLY | O_CLOEXEC);
@@ -327,9 +356,11 @@ int main(int argc, char *argv[]) {
         case 'N': join(optarg, CLONE_NEWUTS, "UTS namespace of the pod"); break;
         case 'P': pid_namespace = optarg; break;
         case 'M': mask_path(optarg); break;
+        case 'r': readonly_mount(optarg); break;
         case 'R': readonly_path(optarg); break;
         case 'W': writable_path(optarg); break;
         case 'V': readonly_tree(optarg); break;
+        case 'O': readonly_root = 1; break;
         case 'd': directory = optarg; break;
         case 'm': mask = number(optarg, 8, "-m"); break;
         case 'l': set_limit(optarg); break;
@@ -341,7 +372,8 @@ int main(int argc, char *argv[]) {
         case 'n': no_new_privs = 1; break;
         case 'S': program.len = read_filter(optarg); break;
         case 'f': seccomp_flags = number(optarg, 10, "-f"); break;
-        case 'x': unsetenv(optarg); break;
+        case 'E': read_environment(optarg); break;
+        case 'v': putenv(optarg); break;
         default: fail(CANNOT_SET_UP, "portoshim-init: unknown option");
         }
     }
@@ -352,6 +384,8 @@ int main(int argc, char *argv[]) {
         enter_pid_namespace(pid_namespace);
     if (directory)
         enter_directory(directory);
+    if (readonly_root)
+        readonly_mount("/");
     if (mask >= 0)
         umask(mask);
     if (groups)

@@ -1,0 +1,121 @@
+"""System calls that Python's library has no function for: mounts and namespaces."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+CLONE_FS = 0x00000200
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWNS = 0x00020000
+CLONE_NEWNET = 0x40000000
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC = 0x1, 0x2, 0x4, 0x8, 0x1000, 0x4000
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 0x2, 0x8
+
+_AT_FDCWD = -100
+_AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
+_OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 0x1, os.O_CLOEXEC
+_MOVE_MOUNT_F_EMPTY_PATH = 0x4
+_MOUNT_ATTR_RDONLY = 0x1
+# The same numbers on every architecture (Linux 5.2 and 5.12).
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "userns_fd"))
+
+
+def mount(source: str, target: str, kind: str, flags: int = 0, options: str = "") -> None:
+    """mount(2). :raises OSError: it names the target."""
+    data = options.encode() or None
+    _check(_libc.mount(os.fsencode(source), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), data), target)
+
+
+def unmount(target: str) -> None:
+    """umount2(2), lazily and without following symlinks; nothing happens to what isn't mounted."""
+    if _libc.umount2(os.fsencode(target), _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
+        number = ctypes.get_errno()
+        if number not in (_EINVAL, _ENOENT):
+            raise OSError(number, os.strerror(number), target)
+
+
+_EINVAL, _ENOENT = 22, 2
+
+
+def unshare(flags: int) -> None:
+    """unshare(2), for the calling thread."""
+    _check(_libc.unshare(flags), "unshare")
+
+
+def setns(file: str | int, kind: int) -> None:
+    """setns(2), for the calling thread."""
+    fd = file if isinstance(file, int) else os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc.setns(fd, kind), str(file))
+    finally:
+        if fd is not file:
+            os.close(fd)
+
+
+def sethostname(name: str) -> None:
+    """sethostname(2), in the UTS namespace of the calling thread."""
+    data = name.encode()
+    _check(_libc.sethostname(data, len(data)), "sethostname")
+
+
+def clone_mounts(path: str, *, readonly: bool) -> int:
+    """A detached copy of what is mounted at and below ``path``, of the same propagation (open_tree(2))."""
+    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_RECURSIVE
+    fd: int = _libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags)
+    _check(fd, path)
+    if readonly:
+        attr = _MountAttr(set=_MOUNT_ATTR_RDONLY)
+        size = ctypes.sizeof(attr)
+        try:
+            _check(_libc.syscall(_SYS_MOUNT_SETATTR, fd, b"", _AT_EMPTY_PATH, ctypes.byref(attr), size), path)
+        except OSError:
+            os.close(fd)
+            raise
+    return fd
+
+
+def attach_mounts(fd: int, target: str) -> None:
+    """Put a detached copy at ``target``, as the calling thread sees it (move_mount(2))."""
+    _check(_libc.syscall(_SYS_MOVE_MOUNT, fd, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH), target)
+
+
+def in_thread(step: Callable[[], T]) -> T:
+    """Run ``step`` in a thread of its own, whose namespaces end with it.
+
+    :raises: what ``step`` raises.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(step())
+        except BaseException as err:
+            errors.append(err)
+
+    thread = threading.Thread(target=run, name="namespaces")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _check(result: int, what: str) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)

@@ -1,0 +1,123 @@
+"""What the containers of a pod share besides its network: IPC namespace, /dev/shm, hostname, and the files that say it.
+
+::
+
+    StateDir/sandboxes/<id>/ipc, uts        namespaces, pinned by bind mounts
+                            shm/            the tmpfs that is /dev/shm in every container
+                            hosts, hostname bound over /etc/hosts and /etc/hostname
+
+Porto shares an IPC namespace only together with the PID namespace, so the pod's is made here, and portoshim-init joins
+it. Namespaced sysctls are set on the way.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from shim_core.cri.v1 import api_pb2 as pb
+from shim_core.errors import InvalidArgument
+from shim_porto_runtime import linux
+
+SHM_SIZE = "64m"
+_SYSCTL = re.compile(r"[a-zA-Z0-9_-]+(\.[a-zA-Z0-9_/-]+)+")
+_HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+
+# Sysctls that belong to a namespace a pod has for itself, by kind; all others are the node's.
+_IPC_SYSCTLS = frozenset(
+    {
+        "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax",
+        "kernel.shmmni", "kernel.shm_rmid_forced",
+    }
+)  # fmt: skip
+
+
+def check_sysctls(config: pb.PodSandboxConfig) -> None:
+    """Refuse sysctls that would reach beyond the pod.
+
+    :raises InvalidArgument: names the sysctl and why.
+    """
+    options = config.linux.security_context.namespace_options
+    for name, value in config.linux.sysctls.items():
+        field = f"linux.sysctls[{name[:80]!r}]"
+        if not _SYSCTL.fullmatch(dotted(name)):
+            raise InvalidArgument(f"{field}: is no name of a sysctl")
+        if any(ord(character) < 32 and character != "\t" for character in value):
+            raise InvalidArgument(f"{field}: the value must be one line")
+        kind = _kind(name)
+        if kind is None:
+            raise InvalidArgument(f"{field}: not namespaced: it would change the whole node")
+        if getattr(options, kind) == pb.NODE:
+            raise InvalidArgument(f"{field}: the pod is in the node's {kind} namespace: it would change the whole node")
+
+
+def dotted(name: str) -> str:
+    """A sysctl's name with dots: sysctl(8) takes slashes as well, but not both ways at once."""
+    first = next((character for character in name if character in "./"), ".")
+    return name.replace("/", ".") if first == "/" else name
+
+
+def _kind(name: str) -> str | None:
+    plain = dotted(name)
+    if plain.startswith("net."):
+        return "network"
+    return "ipc" if plain in _IPC_SYSCTLS or plain.startswith("fs.mqueue.") else None
+
+
+def make(directory: Path, config: pb.PodSandboxConfig, netns: str | None) -> None:
+    """Make the directory of a sandbox with its namespaces and files.
+
+    :param netns: path of the pod's network namespace; None: the node's.
+    :raises InvalidArgument: a sysctl that this kernel doesn't have, or a value it doesn't take.
+    """
+    directory.mkdir(mode=0o711, exist_ok=True)
+    hostname = config.hostname or os.uname().nodename
+    _write(directory / "hostname", hostname + "\n")
+    _write(directory / "hosts", _HOSTS + (f"127.0.1.1\t{hostname}\n" if config.hostname else ""))
+    options = config.linux.security_context.namespace_options
+    if options.ipc != pb.NODE:
+        shm = directory / "shm"
+        shm.mkdir(exist_ok=True)
+        flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+        linux.mount("shm", str(shm), "tmpfs", flags, f"mode=1777,size={SHM_SIZE}")
+    sysctls = dict(config.linux.sysctls)
+    linux.in_thread(
+        lambda: _make_namespaces(directory, hostname, netns, own_ipc=options.ipc != pb.NODE, sysctls=sysctls)
+    )
+
+
+def _make_namespaces(
+    directory: Path, hostname: str, netns: str | None, *, own_ipc: bool, sysctls: Mapping[str, str]
+) -> None:
+    linux.unshare(linux.CLONE_NEWUTS | (linux.CLONE_NEWIPC if own_ipc else 0))
+    linux.sethostname(hostname)
+    if netns is not None and any(_kind(name) == "network" for name in sysctls):
+        linux.setns(netns, linux.CLONE_NEWNET)
+    for name, value in sysctls.items():
+        path = "/proc/sys/" + dotted(name).replace(".", "/")
+        try:
+            with open(path, "w") as file:
+                file.write(value)
+        except OSError as err:
+            raise InvalidArgument(f"linux.sysctls[{name!r}]: {value!r} can't be set: {err.strerror}") from err
+    for name in ("ipc", "uts"):
+        target = directory / name
+        target.touch()
+        linux.mount(f"/proc/thread-self/ns/{name}", str(target), "none", linux.MS_BIND)
+
+
+def remove(directory: Path) -> None:
+    """Take back what :func:`make` made, whole or in part."""
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        for name in ("ipc", "uts", "shm"):
+            stack.callback(linux.unmount, str(directory / name))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o644)
