@@ -293,8 +293,10 @@ def _explain(model: type[Section], err: ValidationError) -> Iterable[str]:
             known = [_alias(inner, field) for field in inner.model_fields] if inner else []
             yield f"{key}: unknown key{_nearest(str(item['loc'][-1]), known)}"
         else:
-            message = item["msg"].removeprefix("Value error, ")
-            yield f"{key}: {message[:1].lower()}{message[1:]}"
+            own = item["msg"].removeprefix("Value error, ")
+            # pydantic's own messages are sentences; those of validators are written to follow the key.
+            message = own if own != item["msg"] else own[:1].lower() + own[1:]
+            yield f"{key}: {message}"
 
 
 def _model_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel] | None:

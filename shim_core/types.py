@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -148,6 +147,29 @@ class RegistryCredentials:
 
 
 @dataclass(frozen=True, slots=True)
+class RegistryEndpoint:
+    """Where an image can be had: its registry, or a mirror of it."""
+
+    url: str
+    """Everything before the repository's name: ``https://mirror.example.org/v2``."""
+    registry: str
+    """Whose credentials are used here: the image's own registry, or the mirror's host with its port if any."""
+    can_resolve: bool = True
+    """May be asked what a tag stands for."""
+    can_pull: bool = True
+    """May be asked for manifests and blobs by digest."""
+    ca_paths: tuple[str, ...] = ()
+    """PEM files, trusted on top of what the system trusts."""
+    client_certs: tuple[tuple[str, str], ...] = ()
+    """PEM files of certificates and their keys; an empty key path: the key is in the certificate's file."""
+    insecure: bool = False
+    """Certificates aren't checked, and plain HTTP will do: for this endpoint and its token server."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Sent with each request to this host, and to no other. May hold secrets."""
+    connect_timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RegistryChallenge:
     """A registry has answered 401: what it asks for."""
 
@@ -159,6 +181,8 @@ class RegistryChallenge:
     """What is needed: ``repository:library/busybox:pull``."""
     retry: bool = False
     """True when an authorization from :meth:`registry_authorization` was refused: a cached one is stale."""
+    endpoint: RegistryEndpoint | None = None
+    """The endpoint that was asked: its TLS settings hold for its token server as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +201,7 @@ class ExecSession:
     """A process to run in a container, with its streams already open.
 
     The descriptors are the process's ends; they belong to the caller, who closes them after the hook returned.
-    With ``tty`` all of them are one terminal.
+    With ``tty`` all three are one terminal, whichever of them were asked for.
     """
 
     container_id: str
@@ -192,7 +216,8 @@ class ExecSession:
 class AttachSession:
     """A client of a running container's own streams.
 
-    The descriptors are the ends that the runtime reads (``stdin``) and writes; they belong to the caller.
+    The descriptors are the ends that the runtime reads (``stdin``) and writes; they belong to the caller. They are
+    pipes even with ``tty``: the terminal is the container's, and a second one would change the bytes.
     """
 
     container_id: str
@@ -210,6 +235,4 @@ class PortForwardSession:
 
     sandbox_id: str
     port: int
-
-
-DialResult = socket.socket
+    """0 when the request names none, which is usual: each connection then says where it goes."""

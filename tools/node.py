@@ -131,21 +131,20 @@ class Node:
 
         :raises NodeError: there is no crictl.
         """
+        command = self._crictl_command(*arguments)
+        return subprocess.run(command, check=check, capture_output=True, text=True, input=stdin)
+
+    def crictl_process(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start crictl against the node, its output to be read."""
+        pipe = subprocess.PIPE
+        return subprocess.Popen(self._crictl_command(*arguments), stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+    def _crictl_command(self, *arguments: str) -> list[str]:
         program = crictl_path()
         if program is None:
             raise NodeError("crictl could not be built")
         endpoint = f"unix://{self.socket}"
-        command = [
-            program,
-            "--runtime-endpoint",
-            endpoint,
-            "--image-endpoint",
-            endpoint,
-            "--timeout",
-            "60s",
-            *arguments,
-        ]
-        return subprocess.run(command, check=check, capture_output=True, text=True, input=stdin)
+        return [program, "--runtime-endpoint", endpoint, "--image-endpoint", endpoint, "--timeout", "60s", *arguments]
 
     # -- life ------------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,8 @@ class StreamingSpec:
     def stream_check(
         self, session: ExecSession | AttachSession | PortForwardSession, context: CallContext
     ) -> bool | None:
-        """Whether the session could start now: asked before a URL is given out. No descriptors are open yet.
+        """Whether the session could start now: asked before a URL is given out. No descriptors are open yet, and a
+        port to be forwarded may be 0: not known yet.
 
         :returns: True.   :raises NotFound: no such container or sandbox.   :raises FailedPrecondition: it doesn't run.
         """
@@ -48,7 +49,7 @@ class StreamingSpec:
 
     @hookspec(firstresult=True)
     def stream_port_forward(self, session: PortForwardSession, context: CallContext) -> socket.socket | None:
-        """Connect to a TCP port inside the sandbox's network namespace.
+        """Connect to a TCP port inside the sandbox's network namespace. The thread it is called in serves nothing else.
 
         :returns: the connected socket, which belongs to the caller.   :raises Unavailable: nobody listens there.
         """

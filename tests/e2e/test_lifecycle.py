@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from shim_porto_runtime.names import new_id
 
 from shim_core.cri.v1 import api_pb2 as pb
+from tests.e2e.conftest import require_crictl
 from tests.e2e.pods import Pods, failure, until
 from tools.node import Node
 from tools.registry import LocalRegistry
@@ -435,3 +438,52 @@ def descriptors(pid: int) -> int:
 def rss_mib(pid: int) -> int:
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return int(fields["VmRSS"].split()[0]) // 1024
+
+
+class TestStreaming:
+    """Through the real crictl; the protocols themselves have tests of their own."""
+
+    @pytest.mark.parametrize("transport", ["spdy", "websocket"])
+    def test_exec(self, pods: Pods, crictl: Callable[..., str], transport: str) -> None:
+        container = pods.container(pods.run())
+        assert crictl("exec", "--transport", transport, container, "sh", "-c", "echo out") == "out\n"
+        assert crictl("exec", "--transport", transport, "-i", container, "cat", stdin="from here") == "from here"
+        with pytest.raises(subprocess.CalledProcessError) as caught:
+            crictl("exec", "--transport", transport, container, "sh", "-c", "exit 7")
+        assert "7" in caught.value.stderr
+
+    @pytest.mark.parametrize("transport", ["spdy", "websocket"])
+    def test_attach(self, pods: Pods, crictl: Callable[..., str], transport: str) -> None:
+        sandbox = pods.run()
+        container = pods.container(
+            sandbox, "sh", "-c", "read line; echo got $line; sleep 0.2", stdin=True, stdin_once=True
+        )
+        assert crictl("attach", "--transport", transport, "-i", container, stdin="a word\n") == "got a word\n"
+        assert pods.exited(container).exit_code == 0
+        assert pods.log(container) == "got a word\n"
+
+    def test_a_terminal(self, pods: Pods) -> None:
+        container = pods.container(pods.run(), "sh", "-c", "tty; stty size; exec sleep 1000", tty=True, stdin=True)
+        text = until(lambda: pods.log(container), lambda found: "0 0" in found or "24 80" in found)
+        assert text.startswith("/dev/")
+        assert "\r\n" in text or "\n" in text
+
+    @pytest.mark.parametrize("host_network", [False, True])
+    def test_port_forward(self, pods: Pods, node: Node, host_network: bool) -> None:
+        require_crictl()
+        config = pods.config()
+        if host_network:
+            config.linux.security_context.namespace_options.network = pb.NODE
+        sandbox = pods.run(config)
+        port = "18765" if host_network else "8765"
+        pods.container(sandbox, "sh", "-c", f"while true; do echo served | nc -l -p {port}; done")
+        with node.crictl_process("port-forward", sandbox, f"28765:{port}") as process:
+            assert process.stdout is not None
+            assert "Forwarding from" in process.stdout.readline()
+
+            def served() -> bytes:
+                with socket.create_connection(("127.0.0.1", 28765), timeout=10) as connection:
+                    return connection.makefile("rb").readline()
+
+            assert until(served) == b"served\n"
+            process.terminate()

@@ -26,7 +26,7 @@ DEFAULT = frozenset(
 )  # fmt: skip
 """What a container has unless it asks otherwise: the set users know from other runtimes."""
 
-INIT_NEEDS = frozenset({"SETPCAP", "SETUID", "SETGID", "SYS_ADMIN", "DAC_OVERRIDE"})
+INIT_NEEDS = frozenset({"CHOWN", "DAC_OVERRIDE", "SETGID", "SETPCAP", "SETUID", "SYS_ADMIN"})
 """What portoshim-init needs to set up a process; it drops them before the command runs."""
 
 

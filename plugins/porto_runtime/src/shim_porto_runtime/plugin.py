@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from shim_porto_runtime import (
     sandbox,
     sandbox_status,
     states,
+    streaming,
 )
 from shim_porto_runtime.events import Monitor
 from shim_porto_runtime.images import ImageService, ImageSettings
@@ -237,15 +239,22 @@ class PortoRuntime:
     # -- streaming -------------------------------------------------------------------------------------------------
 
     @hookimpl
-    def stream_check(self, session: ExecSession | AttachSession | PortForwardSession) -> bool | None:
-        if not isinstance(session, ExecSession):
-            return None
-        exec.running(self._rt, session.container_id)
+    def stream_check(self, session: ExecSession | AttachSession | PortForwardSession) -> bool:
+        streaming.check(self._rt, session)
         return True
 
     @hookimpl
     def stream_exec(self, session: ExecSession, context: CallContext) -> int:
         return exec.stream_exec(self._rt, session, context)
+
+    @hookimpl
+    def stream_attach(self, session: AttachSession, context: CallContext) -> bool:
+        streaming.attach(self._rt, session, context)
+        return True
+
+    @hookimpl
+    def stream_port_forward(self, session: PortForwardSession, context: CallContext) -> socket.socket:
+        return streaming.port_forward(self._rt, session, context)
 
     # -- ImageService ----------------------------------------------------------------------------------------------
 

@@ -232,6 +232,18 @@ static void set_limit(char *text) {
         fail(CANNOT_SET_UP, "resource limit %d: %s", type, strerror(errno));
 }
 
+/* The command may want to open /dev/stdout again, which asks for the owner of what is behind it. */
+static void give_streams(uid_t uid) {
+    for (int fd = 0; fd <= 2; fd++) {
+        struct stat st;
+        if (fstat(fd, &st) || st.st_uid == uid || (S_ISCHR(st.st_mode) && !isatty(fd)))
+            continue;
+        /* Not every stream has an owner that can be changed, and none has to. */
+        if (fchown(fd, uid, -1))
+            continue;
+    }
+}
+
 static void set_groups(char *list) {
     static gid_t groups[MAX_GROUPS];
     size_t count = 0;
@@ -395,6 +407,8 @@ int main(int argc, char *argv[]) {
     /* Ambient capabilities have to survive the change of user; so has the right to load a filter. */
     if ((ambient || program.len) && prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0))
         fail(CANNOT_SET_UP, "PR_SET_KEEPCAPS: %s", strerror(errno));
+    if (uid > 0)
+        give_streams(uid);
     if (gid >= 0 && setresgid(gid, gid, gid))
         fail(CANNOT_SET_UP, "group %ld: %s", gid, strerror(errno));
     if (uid >= 0 && setresuid(uid, uid, uid))
