@@ -90,7 +90,7 @@ class Pods:
     def log_records(self, container: str) -> list[tuple[str, str]]:
         """Stream and text of each log record; a text that wasn't ended by a newline has none."""
         records = []
-        for line in Path(self.status(container).log_path).read_text().splitlines():
+        for line in Path(self.status(container).log_path).read_bytes().decode().split("\n")[:-1]:
             _, stream, tag, text = line.split(" ", 3)
             records.append((stream, text if tag == "P" else text + "\n"))
         return records
