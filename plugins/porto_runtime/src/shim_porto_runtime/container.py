@@ -82,6 +82,7 @@ def create(rt: Runtime, request: pb.CreateContainerRequest, context: CallContext
             undo.add("forget the record", lambda: rt.records.containers.delete(record.id))
             _create(rt, owner, record, image, context, undo)
             undo.keep()
+        rt.events.publish(rt, pb.CONTAINER_CREATED_EVENT, record.id, owner.id)
     return pb.CreateContainerResponse(container_id=record.id)
 
 
@@ -132,9 +133,7 @@ def discard(rt: Runtime, record: ContainerRecord, context: CallContext) -> None:
         _kill(rt, name, context)
         states.record_exits(rt, [record])
     sandbox.destroy(rt, name)
-    rt.keeper.close(record.id)
-    rt.directories.remove_files(record.id)
-    rt.records.containers.delete(record.id)
+    sandbox.forget(rt, record)
 
 
 def reopen_log(
@@ -303,6 +302,7 @@ def _start(rt: Runtime, owner: SandboxRecord, record: ContainerRecord, context: 
     if problem or not reported:
         _start_failed(rt, record, name, problem or "the command did not start in time", started_at, context)
     rt.records.containers.update(record.id, state=ContainerState.RUNNING, started_at=started_at)
+    rt.events.publish(rt, pb.CONTAINER_STARTED_EVENT, record.id, owner.id)
 
 
 def _start_with_streams(

@@ -24,8 +24,13 @@ _STATES = {
 
 def list_containers(rt: Runtime, request: pb.ListContainersRequest, context: CallContext) -> pb.ListContainersResponse:
     """ListContainers, the newest first."""
+    return pb.ListContainersResponse(containers=items(rt, request.filter))
+
+
+def items(rt: Runtime, wanted: pb.ContainerFilter) -> Iterator[pb.Container]:
+    """The containers that match a filter, up to date."""
     states.refresh(rt)
-    return pb.ListContainersResponse(containers=[_item(record) for record in matching(rt, request.filter)])
+    return (_item(record) for record in matching(rt, wanted))
 
 
 def matching(rt: Runtime, wanted: pb.ContainerFilter) -> Iterator[ContainerRecord]:
@@ -80,7 +85,7 @@ def status_of(record: ContainerRecord) -> pb.ContainerStatus:
         status.user.linux.uid = record.process["uid"]
         status.user.linux.gid = record.process["gid"]
         status.user.linux.supplemental_groups.extend(record.process["groups"])
-    status.resources.linux.CopyFrom(config.linux.resources)
+    status.resources.linux.CopyFrom(record.limits)
     return status
 
 

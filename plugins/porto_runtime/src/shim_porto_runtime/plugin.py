@@ -13,29 +13,38 @@ from shim_core import hookimpl
 from shim_core.config import PortoshimSection, Section
 from shim_core.context import CallContext
 from shim_core.cri.v1 import api_pb2 as pb
-from shim_core.errors import Unavailable
+from shim_core.errors import Unavailable, Unimplemented
 from shim_core.types import AttachSession, ExecSession, PortForwardSession, RuntimeCondition, Shim
 from shim_porto_runtime import (
     container,
     container_status,
     exec,
+    metrics,
     recovery,
     runtime_status,
     sandbox,
     sandbox_status,
     states,
+    stats,
     streaming,
+    update,
 )
+from shim_porto_runtime.cri_events import EventHub
 from shim_porto_runtime.events import Monitor
 from shim_porto_runtime.images import ImageService, ImageSettings
 from shim_porto_runtime.keeper import KeeperClient
+from shim_porto_runtime.lists import batches
 from shim_porto_runtime.locks import NamedLocks
 from shim_porto_runtime.names import PAUSE, Names
 from shim_porto_runtime.records import ContainerState, Records
 from shim_porto_runtime.runtime import Directories, Runtime
+from shim_porto_runtime.samples import Sampler
 from shim_porto_runtime.settings import PortoSection
+from shim_porto_runtime.usage import UsageSampler
 
 logger = logging.getLogger("shim.porto_runtime")
+
+_NO_CRIU = "Porto has no CRIU, so nothing can be checkpointed or restored"
 
 
 class PortoRuntime:
@@ -69,6 +78,7 @@ class PortoRuntime:
         rt, self._runtime = self._runtime, None
         if rt is not None:
             rt.monitor.stop()
+            rt.usage.stop()
             rt.images.close()
             rt.porto.close()
             rt.records.close()
@@ -94,9 +104,13 @@ class PortoRuntime:
                 lambda: _layers_in_use(records),
                 state_dir=directories.state,
                 images_dir=porto_settings.images_dir,
+                container_filesystems=lambda: stats.filesystems(self._started),
             ),
             keeper=KeeperClient(directories.state / "keeper"),
             monitor=Monitor(porto, names.masks, self._on_event, self._on_connect),
+            events=EventHub(),
+            sampler=Sampler(),
+            usage=UsageSampler(porto),
             hooks=shim.hooks,
             locks=NamedLocks(),
             names=names,
@@ -235,6 +249,105 @@ class PortoRuntime:
     @hookimpl
     def cri_runtime_config(self, request: pb.RuntimeConfigRequest, context: CallContext) -> pb.RuntimeConfigResponse:
         return runtime_status.runtime_config(self._started, request, context)
+
+    @hookimpl
+    def cri_update_container_resources(
+        self, request: pb.UpdateContainerResourcesRequest, context: CallContext
+    ) -> pb.UpdateContainerResourcesResponse:
+        return update.container_resources(self._rt, request, context)
+
+    @hookimpl
+    def cri_update_pod_sandbox_resources(
+        self, request: pb.UpdatePodSandboxResourcesRequest, context: CallContext
+    ) -> pb.UpdatePodSandboxResourcesResponse:
+        return update.sandbox_resources(self._rt, request, context)
+
+    @hookimpl
+    def cri_container_stats(self, request: pb.ContainerStatsRequest, context: CallContext) -> pb.ContainerStatsResponse:
+        return stats.container_stats(self._rt, request, context)
+
+    @hookimpl
+    def cri_list_container_stats(
+        self, request: pb.ListContainerStatsRequest, context: CallContext
+    ) -> pb.ListContainerStatsResponse:
+        return stats.list_container_stats(self._rt, request, context)
+
+    @hookimpl
+    def cri_pod_sandbox_stats(
+        self, request: pb.PodSandboxStatsRequest, context: CallContext
+    ) -> pb.PodSandboxStatsResponse:
+        return stats.sandbox_stats(self._rt, request, context)
+
+    @hookimpl
+    def cri_list_pod_sandbox_stats(
+        self, request: pb.ListPodSandboxStatsRequest, context: CallContext
+    ) -> pb.ListPodSandboxStatsResponse:
+        return stats.list_sandbox_stats(self._rt, request, context)
+
+    @hookimpl
+    def cri_list_metric_descriptors(
+        self, request: pb.ListMetricDescriptorsRequest, context: CallContext
+    ) -> pb.ListMetricDescriptorsResponse:
+        return metrics.descriptors(self._rt, request, context)
+
+    @hookimpl
+    def cri_list_pod_sandbox_metrics(
+        self, request: pb.ListPodSandboxMetricsRequest, context: CallContext
+    ) -> pb.ListPodSandboxMetricsResponse:
+        return metrics.list_sandbox_metrics(self._rt, request, context)
+
+    @hookimpl
+    def cri_get_container_events(
+        self, request: pb.GetEventsRequest, context: CallContext
+    ) -> Iterator[pb.ContainerEventResponse]:
+        return self._rt.events.subscribe(context)
+
+    # -- streaming lists -------------------------------------------------------------------------------------------
+
+    @hookimpl
+    def cri_stream_pod_sandboxes(
+        self, request: pb.StreamPodSandboxesRequest
+    ) -> Iterator[pb.StreamPodSandboxesResponse]:
+        items = sandbox_status.items(self._rt, request.filter)
+        return batches(items, lambda batch: pb.StreamPodSandboxesResponse(pod_sandboxes=batch))
+
+    @hookimpl
+    def cri_stream_containers(self, request: pb.StreamContainersRequest) -> Iterator[pb.StreamContainersResponse]:
+        items = container_status.items(self._rt, request.filter)
+        return batches(items, lambda batch: pb.StreamContainersResponse(containers=batch))
+
+    @hookimpl
+    def cri_stream_container_stats(
+        self, request: pb.StreamContainerStatsRequest
+    ) -> Iterator[pb.StreamContainerStatsResponse]:
+        items = stats.of_containers(self._rt, request.filter)
+        return batches(items, lambda batch: pb.StreamContainerStatsResponse(container_stats=batch))
+
+    @hookimpl
+    def cri_stream_pod_sandbox_stats(
+        self, request: pb.StreamPodSandboxStatsRequest
+    ) -> Iterator[pb.StreamPodSandboxStatsResponse]:
+        items = stats.of_sandboxes(self._rt, request.filter)
+        return batches(items, lambda batch: pb.StreamPodSandboxStatsResponse(pod_sandbox_stats=batch))
+
+    @hookimpl
+    def cri_stream_pod_sandbox_metrics(self) -> Iterator[pb.StreamPodSandboxMetricsResponse]:
+        items = metrics.of_sandboxes(self._rt)
+        return batches(items, lambda batch: pb.StreamPodSandboxMetricsResponse(pod_sandbox_metrics=batch))
+
+    # -- what Porto can't do ---------------------------------------------------------------------------------------
+
+    @hookimpl
+    def cri_checkpoint_container(self) -> pb.CheckpointContainerResponse:
+        raise Unimplemented(f"CheckpointContainer: {_NO_CRIU}")
+
+    @hookimpl
+    def cri_checkpoint_pod(self) -> pb.CheckpointPodResponse:
+        raise Unimplemented(f"CheckpointPod: {_NO_CRIU}")
+
+    @hookimpl
+    def cri_restore_pod(self) -> pb.RestorePodResponse:
+        raise Unimplemented(f"RestorePod: {_NO_CRIU}")
 
     # -- streaming -------------------------------------------------------------------------------------------------
 

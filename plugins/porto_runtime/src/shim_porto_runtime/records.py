@@ -100,6 +100,8 @@ class ContainerRecord:
     log_path: str = ""
     """The absolute path of the log, empty when none is wanted."""
     stop_signal: int = 15
+    resources: str = ""
+    """Resources in force since they were updated, serialized, in hex; empty: those of the config."""
     shared: Sequence[Mapping[str, Any]] = ()
     """Mounts to be attached when it starts (see ``mounts.py``)."""
     process: dict[str, Any] = field(default_factory=dict)
@@ -114,6 +116,18 @@ class ContainerRecord:
     def key(self) -> str:
         metadata = self.config.metadata
         return f"{self.sandbox_id}_{metadata.name}_{metadata.attempt}"
+
+    @property
+    def limits(self) -> pb.LinuxContainerResources:
+        """The resources in force."""
+        if self.resources:
+            return pb.LinuxContainerResources.FromString(bytes.fromhex(self.resources))
+        return self.config.linux.resources
+
+    @property
+    def visible(self) -> bool:
+        """False while it is being made, and clients know nothing of it."""
+        return self.state is not ContainerState.CREATING
 
     @classmethod
     def load(cls, record_id: str, config: bytes, status: dict[str, Any]) -> ContainerRecord:

@@ -18,12 +18,15 @@ from shim_porto_runtime import linux
 if TYPE_CHECKING:
     from porto_api import Client
     from shim_core.cri.v1 import api_pb2 as pb
+    from shim_porto_runtime.cri_events import EventHub
     from shim_porto_runtime.events import Monitor
     from shim_porto_runtime.images import ImageService
     from shim_porto_runtime.keeper import KeeperClient
     from shim_porto_runtime.locks import NamedLocks
     from shim_porto_runtime.names import Names
     from shim_porto_runtime.records import Records
+    from shim_porto_runtime.samples import Sampler
+    from shim_porto_runtime.usage import UsageSampler
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +174,9 @@ class Runtime:
     images: ImageService
     keeper: KeeperClient
     monitor: Monitor
+    events: EventHub
+    sampler: Sampler
+    usage: UsageSampler
     hooks: Any
     locks: NamedLocks
     names: Names

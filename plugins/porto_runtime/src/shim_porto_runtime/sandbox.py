@@ -18,7 +18,7 @@ from shim_core.types import DnsConfig, NetworkAttachment, NetworkSandbox, PortMa
 from shim_porto_runtime import namespaces, spec, states
 from shim_porto_runtime.names import check_id, new_id
 from shim_porto_runtime.porto_errors import porto_errors
-from shim_porto_runtime.records import ContainerState, SandboxRecord, SandboxState
+from shim_porto_runtime.records import ContainerRecord, ContainerState, SandboxRecord, SandboxState
 from shim_porto_runtime.undo import Undo
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ def run(rt: Runtime, request: pb.RunPodSandboxRequest, context: CallContext) -> 
             undo.add("forget the record", lambda: _forget(rt, record.id, undo))
             _start(rt, record, context, undo)
             undo.keep()
+    for kind in (pb.CONTAINER_CREATED_EVENT, pb.CONTAINER_STARTED_EVENT):
+        rt.events.publish(rt, kind, record.id, record.id)
     return pb.RunPodSandboxResponse(pod_sandbox_id=record.id)
 
 
@@ -73,13 +75,23 @@ def remove(rt: Runtime, request: pb.RemovePodSandboxRequest, context: CallContex
         with rt.locks.hold(record.id, context):
             _stop(rt, record, context)
             for container in list(rt.records.containers_of(record.id)):
-                rt.keeper.close(container.id)
-                rt.directories.remove_files(container.id)
-                rt.records.containers.delete(container.id)
+                forget(rt, container)
             _remove_files(rt, record.id)
             # The record goes last: whatever failed before is tried again by the next call.
             rt.records.sandboxes.delete(record.id)
+            rt.sampler.forget(rt.names.sandbox(record.id))
+        rt.events.publish(rt, pb.CONTAINER_DELETED_EVENT, record.id, record.id)
     return pb.RemovePodSandboxResponse()
+
+
+def forget(rt: Runtime, record: ContainerRecord) -> None:
+    """Remove all that is left of a container whose Porto container is gone."""
+    rt.keeper.close(record.id)
+    rt.usage.forget(str(rt.directories.root(record.id)))
+    rt.sampler.forget(rt.names.container(record.sandbox_id, record.id))
+    rt.directories.remove_files(record.id)
+    rt.records.containers.delete(record.id)
+    rt.events.publish(rt, pb.CONTAINER_DELETED_EVENT, record.id, record.sandbox_id)
 
 
 def reclaim(rt: Runtime, record: SandboxRecord, context: CallContext) -> None:
@@ -232,6 +244,7 @@ def _forget(rt: Runtime, sandbox_id: str, undo: Undo) -> None:
 def _stop(rt: Runtime, record: SandboxRecord, context: CallContext) -> None:
     """Kill, record how containers ended, destroy, detach. With the sandbox's lock held."""
     # From here on nothing new is put into it.
+    was_ready = record.state is SandboxState.READY
     record = rt.records.sandboxes.update(record.id, state=SandboxState.NOTREADY) or record
     running = [r for r in rt.records.containers_of(record.id) if r.state is ContainerState.RUNNING]
     for container in running:
@@ -252,6 +265,8 @@ def _stop(rt: Runtime, record: SandboxRecord, context: CallContext) -> None:
                 finished_at=time.time_ns(),
             )
     destroy(rt, rt.names.sandbox(record.id))
+    if was_ready:
+        rt.events.publish(rt, pb.CONTAINER_STOPPED_EVENT, record.id, record.id)
     if record.attached:
         _detach(rt, record, context)
 

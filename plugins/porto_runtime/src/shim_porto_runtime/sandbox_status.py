@@ -21,8 +21,13 @@ _STATES = {SandboxState.READY: pb.SANDBOX_READY, SandboxState.NOTREADY: pb.SANDB
 
 def list_sandboxes(rt: Runtime, request: pb.ListPodSandboxRequest, context: CallContext) -> pb.ListPodSandboxResponse:
     """ListPodSandbox, the newest first."""
+    return pb.ListPodSandboxResponse(items=items(rt, request.filter))
+
+
+def items(rt: Runtime, wanted: pb.PodSandboxFilter) -> Iterator[pb.PodSandbox]:
+    """The sandboxes that match a filter, up to date."""
     states.refresh(rt)
-    return pb.ListPodSandboxResponse(items=[_item(record) for record in matching(rt, request.filter)])
+    return (_item(record) for record in matching(rt, wanted))
 
 
 def matching(rt: Runtime, wanted: pb.PodSandboxFilter) -> Iterator[SandboxRecord]:

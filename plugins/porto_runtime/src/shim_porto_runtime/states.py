@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from porto_api.errors import ContainerDoesNotExist
 
 from porto_api import PortoError
+from shim_core.cri.v1 import api_pb2 as pb
 from shim_core.errors import ShimError
 from shim_porto_runtime.porto_errors import porto_errors
 from shim_porto_runtime.records import ContainerRecord, ContainerState, SandboxRecord, SandboxState
@@ -82,7 +83,7 @@ def record_exits(rt: Runtime, candidates: Iterable[ContainerRecord]) -> None:
             continue
         code, reason, message, finished_at = _how_it_ended(record, values)
         _flush(rt, record)
-        rt.records.containers.update(
+        ended = rt.records.containers.update(
             record.id,
             expect=ContainerState.RUNNING,
             state=ContainerState.EXITED,
@@ -91,6 +92,8 @@ def record_exits(rt: Runtime, candidates: Iterable[ContainerRecord]) -> None:
             message=message,
             finished_at=finished_at,
         )
+        if ended is not None:
+            rt.events.publish(rt, pb.CONTAINER_STOPPED_EVENT, record.id, record.sandbox_id)
 
 
 def _how_it_ended(record: ContainerRecord, values: Mapping[str, str | PortoError]) -> tuple[int, str, str, int]:

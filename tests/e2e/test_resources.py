@@ -1,0 +1,235 @@
+"""Limits, statistics, metrics and events: as set, as measured, as they happen."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+
+from shim_core.cri.v1 import api_pb2 as pb
+from tests.e2e.pods import Pods, failure, until
+from tools.node import Node
+
+pytestmark = pytest.mark.root
+
+MIB = 1024 * 1024
+
+
+def linux(**resources: Any) -> pb.LinuxContainerConfig:
+    return pb.LinuxContainerConfig(resources=pb.LinuxContainerResources(**resources))
+
+
+@pytest.fixture
+def sandbox(pods: Pods) -> str:
+    return pods.run()
+
+
+class TestLimits:
+    def test_memory(self, pods: Pods, sandbox: str) -> None:
+        script = "head -c 200m /dev/zero | tail | wc -c"
+        container = pods.container(sandbox, "sh", "-c", script, linux=linux(memory_limit_in_bytes=32 * MIB))
+        status = pods.exited(container)
+        assert (status.exit_code, status.reason) == (137, "OOMKilled")
+
+    def test_update(self, pods: Pods, sandbox: str) -> None:
+        container = pods.container(
+            sandbox, linux=linux(memory_limit_in_bytes=64 * MIB, cpu_quota=50000, cpu_period=100000)
+        )
+        wanted = pb.LinuxContainerResources(memory_limit_in_bytes=128 * MIB, cpu_shares=2048)
+        pods.cri.UpdateContainerResources(pb.UpdateContainerResourcesRequest(container_id=container, linux=wanted))
+        found = pods.status(container).resources.linux
+        assert (found.memory_limit_in_bytes, found.cpu_shares, found.cpu_quota) == (128 * MIB, 2048, 50000)
+
+    def test_update_is_all_or_nothing(self, pods: Pods, sandbox: str) -> None:
+        container = pods.container(sandbox, linux=linux(memory_limit_in_bytes=64 * MIB))
+        wanted = pb.LinuxContainerResources(memory_limit_in_bytes=128 * MIB, cpuset_cpus="0-9999")
+        request = pb.UpdateContainerResourcesRequest(container_id=container, linux=wanted)
+        code, text = failure(pods.cri.UpdateContainerResources, request)
+        assert code == "INVALID_ARGUMENT", text
+        assert pods.status(container).resources.linux.memory_limit_in_bytes == 64 * MIB
+
+    def test_of_a_pod(self, pods: Pods, sandbox: str) -> None:
+        wanted = pb.LinuxContainerResources(memory_limit_in_bytes=256 * MIB)
+        request = pb.UpdatePodSandboxResourcesRequest(pod_sandbox_id=sandbox, resources=wanted)
+        pods.cri.UpdatePodSandboxResources(request)
+        script = "head -c 400m /dev/zero | tail | wc -c"
+        assert pods.exited(pods.container(sandbox, "sh", "-c", script)).exit_code == 137
+
+    @pytest.mark.parametrize(
+        ("fields", "expected"),
+        [
+            ({"memory_limit_in_bytes": -2}, "memory_limit_in_bytes"),
+            ({"memory_limit_in_bytes": 1}, "memory_limit_in_bytes"),
+            ({"cpu_period": 10}, "cpu_period"),
+            ({"cpu_quota": 1}, "cpu_quota"),
+            ({"cpu_shares": -1}, "cpu_shares"),
+            ({"oom_score_adj": 1001}, "oom_score_adj"),
+            ({"cpuset_cpus": "0-"}, "cpuset_cpus"),
+            ({"cpuset_cpus": "0;1"}, "cpuset_cpus"),
+            ({"unified": {"pids.max": "many"}}, "unified"),
+        ],
+    )
+    def test_values_nobody_can_have(self, pods: Pods, sandbox: str, fields: dict[str, Any], expected: str) -> None:
+        code, text = failure(pods.create, sandbox, "true", linux=linux(**fields))
+        assert (code, f"linux.resources.{expected}" in text) == ("INVALID_ARGUMENT", True)
+
+    def test_what_porto_cannot_limit(self, pods: Pods, sandbox: str) -> None:
+        for fields in (
+            {"memory_swap_limit_in_bytes": 64 * MIB},
+            {"hugepage_limits": [pb.HugepageLimit(page_size="1GB", limit=1)]},
+            {"unified": {"io.max": "x"}},
+        ):
+            assert failure(pods.create, sandbox, "true", linux=linux(**fields))[0] == "UNIMPLEMENTED"
+
+    def test_processes(self, pods: Pods, sandbox: str) -> None:
+        container = pods.container(sandbox, linux=linux(unified={"pids.max": "8"}))
+        answer = pods.exec(container, "sh", "-c", "for i in 1 2 3 4 5 6 7 8 9; do sleep 5 & done; wait")
+        assert b"fork" in answer.stderr
+
+
+class TestStatistics:
+    def test_a_busy_container(self, pods: Pods, sandbox: str) -> None:
+        script = "head -c 20m /dev/zero > /dev/shm/x; while :; do :; done"
+        container = pods.container(sandbox, "sh", "-c", script, linux=linux(memory_limit_in_bytes=128 * MIB))
+
+        def stats() -> pb.ContainerStats:
+            answer: pb.ContainerStats = pods.cri.ContainerStats(pb.ContainerStatsRequest(container_id=container)).stats
+            return answer
+
+        first = until(stats, lambda s: s.memory.usage_bytes.value > 20 * MIB)
+        second = until(stats, lambda s: s.cpu.usage_nano_cores.value > 100_000_000)
+        assert second.cpu.usage_core_nano_seconds.value > first.cpu.usage_core_nano_seconds.value > 0
+        assert second.cpu.usage_nano_cores.value < 3_000_000_000
+        memory = second.memory
+        assert 20 * MIB < memory.working_set_bytes.value <= memory.usage_bytes.value
+        assert memory.available_bytes.value == pytest.approx(128 * MIB - memory.working_set_bytes.value)
+        assert memory.page_faults.value > 0
+        assert second.attributes.metadata.name == pods.status(container).metadata.name
+
+    def test_a_writable_layer(self, pods: Pods, sandbox: str) -> None:
+        container = pods.container(sandbox)
+        pods.shell(container, "head -c 3m /dev/zero > /file; mkdir /dir; touch /dir/a /dir/b")
+
+        def layer() -> pb.FilesystemUsage:
+            request = pb.ContainerStatsRequest(container_id=container)
+            answer: pb.FilesystemUsage = pods.cri.ContainerStats(request).stats.writable_layer
+            return answer
+
+        found = until(layer, lambda used: used.used_bytes.value > 0)
+        assert 3 * MIB <= found.used_bytes.value < 5 * MIB
+        assert 4 <= found.inodes_used.value < 40
+        info = pods.cri.ImageFsInfo(pb.ImageFsInfoRequest())
+        assert info.container_filesystems[0].used_bytes.value >= found.used_bytes.value
+        assert info.image_filesystems[0].used_bytes.value > 0
+
+    def test_a_pod(self, pods: Pods, sandbox: str) -> None:
+        container = pods.container(sandbox, "sh", "-c", "while :; do :; done")
+        address = pods.sandbox_status(sandbox).network.ip
+        pods.shell(container, f"ping -c 1 -w 5 {address} >/dev/null; true")
+        stats = pods.cri.PodSandboxStats(pb.PodSandboxStatsRequest(pod_sandbox_id=sandbox)).stats
+        assert [c.attributes.id for c in stats.linux.containers] == [container]
+        assert stats.linux.process.process_count.value >= 2
+        assert stats.linux.network.default_interface.name == "eth0"
+        assert stats.linux.cpu.usage_core_nano_seconds.value > 0
+        assert stats.linux.memory.usage_bytes.value > 0
+        listed = pods.cri.ListPodSandboxStats(pb.ListPodSandboxStatsRequest()).stats
+        assert sandbox in {item.attributes.id for item in listed}
+
+    def test_filters_and_streams_agree(self, pods: Pods, sandbox: str) -> None:
+        container = pods.container(sandbox, labels={"which": "this"})
+        pods.container(pods.run(), labels={"which": "other"})
+        wanted = pb.ContainerStatsFilter(label_selector={"which": "this"})
+        unary = pods.cri.ListContainerStats(pb.ListContainerStatsRequest(filter=wanted)).stats
+        stream = pods.cri.StreamContainerStats(pb.StreamContainerStatsRequest(filter=wanted))
+        streamed = [item for message in stream for item in message.container_stats]
+        assert [s.attributes.id for s in unary] == [s.attributes.id for s in streamed] == [container]
+
+    def test_unknown_ones(self, pods: Pods) -> None:
+        assert failure(pods.cri.ContainerStats, pb.ContainerStatsRequest(container_id="a" * 64))[0] == "NOT_FOUND"
+        assert failure(pods.cri.PodSandboxStats, pb.PodSandboxStatsRequest(pod_sandbox_id="a" * 64))[0] == "NOT_FOUND"
+
+    def test_metrics_are_described(self, pods: Pods, sandbox: str) -> None:
+        container = pods.container(sandbox)
+        described = pods.cri.ListMetricDescriptors(pb.ListMetricDescriptorsRequest()).descriptors
+        keys = {item.name: list(item.label_keys) for item in described}
+        for pod in pods.cri.ListPodSandboxMetrics(pb.ListPodSandboxMetricsRequest()).pod_metrics:
+            for metric in [*pod.metrics, *(m for c in pod.container_metrics for m in c.metrics)]:
+                assert len(metric.label_values) == len(keys[metric.name])
+            if pod.pod_sandbox_id == sandbox:
+                assert [c.container_id for c in pod.container_metrics] == [container]
+                assert "container_network_receive_bytes_total" in {m.name for m in pod.metrics}
+
+
+class TestStreamingLists:
+    def test_each_thing_once(self, pods: Pods, sandbox: str, node: Node) -> None:
+        containers = {pods.create(sandbox, "true") for _ in range(5)}
+        cri = node.cri
+        stream = cri.StreamContainers(pb.StreamContainersRequest())
+        found = [c.id for message in stream for c in message.containers]
+        assert len(found) == len(set(found))
+        assert containers <= set(found)
+        stream = cri.StreamPodSandboxes(pb.StreamPodSandboxesRequest(filter=pb.PodSandboxFilter(id=sandbox)))
+        assert [s.id for message in stream for s in message.pod_sandboxes] == [sandbox]
+        stream = cri.StreamImages(pb.StreamImagesRequest())
+        streamed = sorted(i.id for message in stream for i in message.images)
+        assert streamed == sorted(i.id for i in cri.ListImages(pb.ListImagesRequest()).images)
+        stream = cri.StreamPodSandboxStats(pb.StreamPodSandboxStatsRequest())
+        assert sandbox in {s.attributes.id for message in stream for s in message.pod_sandbox_stats}
+        stream = cri.StreamPodSandboxMetrics(pb.StreamPodSandboxMetricsRequest())
+        assert sandbox in {s.pod_sandbox_id for message in stream for s in message.pod_sandbox_metrics}
+
+
+@pytest.mark.parametrize("rpc", ["CheckpointContainer", "CheckpointPod", "RestorePod"])
+def test_checkpoints_are_not_to_be_had(node: Node, rpc: str) -> None:
+    request = getattr(pb, f"{rpc}Request")()
+    code, text = failure(getattr(node.cri, rpc), request)
+    assert (code, "CRIU" in text) == ("UNIMPLEMENTED", True)
+
+
+class TestEvents:
+    @pytest.fixture
+    def events(self, node: Node) -> Iterator[list[tuple[str, int]]]:
+        """What a subscriber has heard so far: ids and kinds."""
+        heard: list[tuple[str, int]] = []
+        stream = node.cri.GetContainerEvents(pb.GetEventsRequest())
+
+        def listen() -> None:
+            try:
+                for event in stream:
+                    heard.append((event.container_id, event.container_event_type))
+            except grpc.RpcError:
+                pass
+
+        thread = threading.Thread(target=listen)
+        thread.start()
+        time.sleep(0.2)  # no event says that the subscription stands
+        yield heard
+        stream.cancel()
+        thread.join()
+
+    def test_a_life(self, pods: Pods, events: list[tuple[str, int]]) -> None:
+        sandbox = pods.run()
+        container = pods.container(sandbox, "sh", "-c", "exit 3")
+        until(lambda: (container, pb.CONTAINER_STOPPED_EVENT) in events)
+        pods.remove(container)
+        pods.remove_sandbox(sandbox)
+        until(lambda: (sandbox, pb.CONTAINER_DELETED_EVENT) in events)
+        life = [
+            pb.CONTAINER_CREATED_EVENT,
+            pb.CONTAINER_STARTED_EVENT,
+            pb.CONTAINER_STOPPED_EVENT,
+            pb.CONTAINER_DELETED_EVENT,
+        ]
+        assert [kind for which, kind in events if which == container] == life
+        assert [kind for which, kind in events if which == sandbox] == life
+
+    def test_a_client_that_does_not_listen_costs_nobody(self, pods: Pods, node: Node) -> None:
+        stream = node.cri.GetContainerEvents(pb.GetEventsRequest())
+        sandbox = pods.run()
+        for _ in range(10):
+            pods.remove(pods.create(sandbox, "true"))
+        stream.cancel()
