@@ -28,6 +28,7 @@ _TABLE: dict[type[errors.ShimError], tuple[str, ...]] = {
     ),
     errors.DeadlineExceeded: ("SocketTimeout",),
 }  # fmt: skip
+_REFUSED_BY_KERNEL = "Cannot set cgroup"
 _BY_CODE = {rpc_pb2.EError.Value(name): kind for kind, names in _TABLE.items() for name in names}
 
 
@@ -39,6 +40,9 @@ def translate(err: PortoError, doing: str) -> errors.ShimError:
     if isinstance(err, porto.Cancelled):
         return errors.Cancelled(f"{doing}: the client has cancelled the call")
     kind = _BY_CODE.get(err.code, errors.Internal)
+    if _REFUSED_BY_KERNEL in err.message:
+        # Porto knows no code for it: a limit that the kernel doesn't take.
+        kind = errors.InvalidArgument
     return kind(f"{doing}: Porto: {err}")
 
 

@@ -18,7 +18,8 @@ LABEL_ID = "CRI.id"
 LABEL_SHIM = "CRI.shim"
 """Which shim made a container: one with this shim's mark and no record is an orphan."""
 
-_CONTROLLERS = ("blkio", "cpu", "cpuacct", "devices", "freezer", "memory", "pids")
+_CONTROLLERS = ("blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "memory", "pids")
+"""Enabled from the start: Porto can't do it later, and what a container uses is told only by those of its own."""
 _MAX_HOSTNAME = 64
 
 
