@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from shim_core.context import CallContext
-from shim_core.errors import ShimError
+from shim_core.errors import ShimError, Unavailable
 from shim_porto_runtime import container, sandbox, spec, states
 from shim_porto_runtime.porto_errors import porto_errors
 from shim_porto_runtime.records import ContainerState, SandboxState
@@ -43,10 +43,23 @@ def recover(rt: Runtime) -> None:
             started_at = time.time_ns() if isinstance(state, str) else 0
             rt.records.containers.update(found.id, state=ContainerState.RUNNING, started_at=started_at)
     states.refresh(rt)
+    _streams(rt)
     for name, values in answer.items():
         ours = values.get(f"labels[{spec.LABEL_SHIM}]") == rt.shim_id
         if ours and not _known(rt, name):
             _try(f"destroying the orphan {name}", partial(sandbox.destroy, rt, name))
+
+
+def _streams(rt: Runtime) -> None:
+    """Bring the stream keeper to this version's code, and have it forget containers that nobody knows."""
+    try:
+        rt.keeper.upgrade()
+        for held in rt.keeper.list():
+            if rt.records.containers.get(held.container_id) is None:
+                rt.keeper.close(held.container_id)
+    except Unavailable as err:
+        # The old one goes on, or the next container starts a new one.
+        logger.warning("the stream keeper: %s", err.message)
 
 
 def _known(rt: Runtime, name: str) -> bool:

@@ -1,0 +1,178 @@
+"""Pulling: from a reference to an image in the store, each step verified before the next.
+
+Pulls of the same reference with the same credentials are one pull; pulls of different images that share a layer fetch
+it once. The work is done in threads of its own, and ends when the last client that waits for it has gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from shim_core import errors
+from shim_core.context import CallContext
+from shim_core.types import ImageReference, RegistryAuth
+from shim_porto_runtime.images.assembly import Assembly, Part, read_config
+from shim_porto_runtime.images.blobs import Blobs
+from shim_porto_runtime.images.documents import Descriptor
+from shim_porto_runtime.images.download import fetch_blob
+from shim_porto_runtime.images.flights import Flights, Slots, run_together
+from shim_porto_runtime.images.layers import Layers
+from shim_porto_runtime.images.model import ImageRecord, Layer
+from shim_porto_runtime.images.registry import Patience, Registry
+from shim_porto_runtime.images.settings import ImageSettings
+from shim_porto_runtime.images.store import Store
+from shim_porto_runtime.images.transport import Timeouts, Transport
+
+logger = logging.getLogger("shim.porto_runtime.images")
+
+_UNPACKED_MEANWHILE = 6
+"""Layers that are on their way to Porto while others are being fetched."""
+
+
+class Puller:
+    """Pulls images into a store. Safe to use from many threads.
+
+    :param directory: for blobs under way.
+    """
+
+    def __init__(
+        self,
+        hooks: Any,
+        settings: ImageSettings,
+        store: Store,
+        layers: Layers,
+        blobs: Blobs,
+        assembly: Assembly,
+        directory: Path,
+        patience: Patience,
+    ) -> None:
+        self._hooks = hooks
+        self._settings = settings
+        self._store = store
+        self._layers = layers
+        self._blobs = blobs
+        self._directory = directory
+        self._patience = patience
+        self._assembly = assembly
+        self._pulls: Flights[str] = Flights("image-pull")
+        self._fetches: Flights[Layer] = Flights("image-layer")
+
+    def pull(self, image: ImageReference, auth: RegistryAuth | None, context: CallContext) -> str:
+        """Pull an image; its id. At once if it has not changed in the registry.
+
+        :raises errors.ShimError: it can't be had; the message says why and never holds a secret.
+        """
+        return self._pulls.run((image, auth), context, lambda own: self._pull(image, auth, own))
+
+    def fetch_blob(self, image: ImageReference, descriptor: Descriptor, path: Path, context: CallContext) -> None:
+        """Fetch a packed layer once more, into a new file, with the credentials of the node.
+
+        :raises errors.ShimError: it can't be had.
+        """
+        transport = Transport(Timeouts(progress_s=self._settings.pull_progress_timeout))
+        try:
+            registry = Registry(image, self._hooks, None, transport, context, self._patience)
+            fetch_blob(registry, descriptor, path, context, self._settings.pull_progress_timeout)
+        finally:
+            transport.close()
+
+    def close(self) -> None:
+        """Cancel all pulls, and wait for them."""
+        self._pulls.close()
+        self._fetches.close()
+
+    # -- one pull ------------------------------------------------------------------------------------------------------
+
+    def _pull(self, image: ImageReference, auth: RegistryAuth | None, context: CallContext) -> str:
+        started = time.monotonic()
+        transport = Transport(Timeouts(progress_s=self._settings.pull_progress_timeout))
+        try:
+            registry = Registry(image, self._hooks, auth, transport, context, self._patience)
+            top = registry.resolve(context)
+            document, manifest = self._assembly.choose(
+                str(image), top, lambda descriptor: registry.document(descriptor, context)
+            )
+            references = {f"{image.name}@{top.document.digest}": top.document.digest}
+            if image.tag:
+                references[str(image)] = top.document.digest
+            known = self._store.image(manifest.config.digest)
+            config_bytes = known.config if known else registry.blob(manifest.config, context)
+            config = read_config(str(image), manifest.config.digest, config_bytes)
+            parts = self._assembly.parts(str(image), manifest, config)
+            with self._layers.lease(config.diff_ids):
+                fetched = self._fetch_all(registry, image, parts, context)
+                context.check()
+                self._store.add_image(
+                    ImageRecord(manifest.config.digest, config_bytes, document.digest, config.diff_ids, False),
+                    {top.document, document},
+                    references,
+                )
+        finally:
+            transport.close()
+        logger.info(
+            "[%s] %s: %s, %d of %d layers fetched in %.1f s",
+            context.request_id, image, manifest.config.digest, fetched, len(parts), time.monotonic() - started,
+        )  # fmt: skip
+        return manifest.config.digest
+
+    # -- layers --------------------------------------------------------------------------------------------------------
+
+    def _fetch_all(self, registry: Registry, image: ImageReference, parts: Sequence[Part], context: CallContext) -> int:
+        """Have all layers in Porto; how many were not there before."""
+        missing = list({part.diff_id: part for part in parts if not self._store.layer(part.diff_id)}.values())
+        if not missing:
+            return 0
+        slots = Slots(self._settings.max_concurrent_downloads)
+        budget = self._assembly.budget()
+
+        def job(part: Part) -> Callable[[CallContext], None]:
+            return lambda own: budget.spend(self._fetch(registry, part, slots, own).size_bytes)
+
+        try:
+            run_together(
+                self._settings.max_concurrent_downloads + _UNPACKED_MEANWHILE, [job(part) for part in missing], context
+            )
+        except errors.UnknownError as err:
+            if str(image) in err.message:
+                raise
+            raise _name_image(err, image) from err
+        return len(missing)
+
+    def _fetch(self, registry: Registry, part: Part, slots: Slots, context: CallContext) -> Layer:
+        return self._fetches.run(
+            (part.diff_id, part.descriptor.digest),
+            context,
+            lambda own: self._fetch_alone(registry, part, slots, own),
+        )
+
+    def _fetch_alone(self, registry: Registry, part: Part, slots: Slots, context: CallContext) -> Layer:
+        if (layer := self._store.layer(part.diff_id)) is not None:
+            return layer
+        descriptor, limit = part.descriptor, self._settings.max_layer_size
+        with self._layers.lease([part.diff_id]):
+            blob = self._blobs.find(descriptor.digest)
+            if blob is not None:
+                return self._layers.import_blob(blob, part.diff_id, limit, context)
+            path = self._directory / f"{secrets.token_hex(8)}.blob"
+            try:
+                with slots.hold(context):
+                    fetch_blob(registry, descriptor, path, context, self._settings.pull_progress_timeout)
+                layer = self._layers.import_blob(path, part.diff_id, limit, context)
+                if self._settings.keep_blobs == "all":
+                    self._blobs.keep(path, descriptor.digest)
+            finally:
+                path.unlink(missing_ok=True)
+        return layer
+
+
+def _name_image(err: errors.ShimError, image: ImageReference) -> errors.ShimError:
+    """The same error, with the image in it, after the word that kubelet looks for."""
+    word, colon, rest = err.message.partition(": ")
+    if colon and word.isalpha() and word[0].isupper():
+        return type(err)(f"{word}: {image}: {rest}")
+    return type(err)(f"{image}: {err.message}")
