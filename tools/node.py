@@ -174,6 +174,17 @@ class Node:
         """End portoshim as the OOM killer does."""
         self._end(signal.SIGKILL)
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def close(self) -> None:
+        """End portoshim and close the client."""
+        self.stop()
+        if self._cri is not None:
+            self._cri.close()
+            self._cri = None
+
     def remove_pods(self) -> None:
         """Stop and remove all pods, and all that belongs to the node is given back."""
         from shim_core.cri.v1 import api_pb2 as pb

@@ -55,8 +55,8 @@ def _streams(rt: Runtime) -> None:
     try:
         rt.keeper.upgrade()
         for held in rt.keeper.list():
-            if rt.records.containers.get(held.container_id) is None:
-                rt.keeper.close(held.container_id)
+            if rt.records.containers.get(held.id) is None:
+                rt.keeper.close(held.id)
     except Unavailable as err:
         # The old one goes on, or the next container starts a new one.
         logger.warning("the stream keeper: %s", err.message)
