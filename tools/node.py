@@ -40,7 +40,7 @@ STOP_TIMEOUT_S = 60.0
 
 
 class NodeError(Exception):
-    """The node doesn't start, or doesn't stop; holds the end of its log."""
+    """The node doesn't start, with the end of its log; or it doesn't stop."""
 
 
 def crictl_path() -> str | None:
@@ -66,6 +66,7 @@ class Node:
     :param debug: have every call in the log.
     :param subnet: where pods have their addresses, and ``bridge``: what they hang on; of its own for each node of a
         stage.
+    :param python: the interpreter of the environment that portoshim is installed in.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Node:
         debug: bool = False,
         subnet: str = SUBNET,
         bridge: str = BRIDGE,
+        python: str = sys.executable,
     ) -> None:
         self.directory = directory
         self.registry = registry
@@ -85,6 +87,7 @@ class Node:
         self.porto_socket = os.environ.get("PORTO_SOCKET")
         self._changes = config or {}
         self._debug = debug
+        self._python = python
         self._process: subprocess.Popen[bytes] | None = None
         self._cri: CriClient | None = None
 
@@ -157,7 +160,7 @@ class Node:
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         self.config_path.write_text(yaml.safe_dump(self.config(), sort_keys=False))
         (self.directory / "cni" / "10-bridge.conflist").write_text(json.dumps(self.cni_config(), indent=2))
-        command = [sys.executable, "-m", "shim_core.cli", "--config", str(self.config_path)]
+        command = [self._python, "-P", "-m", "shim_core.cli", "--config", str(self.config_path)]
         if self.porto_socket is None:
             command.append("--embedded")
         if self._debug:
@@ -268,10 +271,8 @@ class Node:
                     if self._process.poll() is not None:
                         break
         status = self._process.poll()
-        raise NodeError(f"portoshim does not serve (status {status}):\n{self._stderr_tail()}")
-
-    def _stderr_tail(self) -> str:
-        return (self.directory / "stderr").read_text(errors="replace")[-4000:]
+        tail = (self.directory / "stderr").read_text(errors="replace")[-4000:]
+        raise NodeError(f"portoshim does not serve (status {status}):\n{tail}")
 
     def _end(self, number: signal.Signals) -> None:
         if self._process is None:
@@ -283,4 +284,4 @@ class Node:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            raise NodeError(f"portoshim does not stop:\n{self._stderr_tail()}") from None
+            raise NodeError(f"portoshim did not stop within {STOP_TIMEOUT_S:.0f} s, and was killed") from None

@@ -1,0 +1,129 @@
+"""The command as an operator types it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shim_core import __version__
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "shim_core.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"portoshim {__version__}\n"
+
+
+def test_the_default_configuration_is_a_configuration(tmp_path: Path) -> None:
+    printed = run("config", "default")
+    assert printed.returncode == 0, printed.stderr
+    path = tmp_path / "portoshim.yaml"
+    path.write_text(printed.stdout)
+    dumped = run("--config", str(path), "config", "dump")
+    assert dumped.returncode == 0, dumped.stderr
+    for key in ("SocketTimeout: 5m", "PauseImage: registry.k8s.io/pause:3.7", "ConfDir: /etc/cni/net.d", "Port: 7255"):
+        assert key in dumped.stdout
+    assert f"ConfigPath: {path}" in dumped.stdout
+
+
+def test_a_portoshim_yaml_of_the_go_program_works_unchanged(tmp_path: Path) -> None:
+    path = tmp_path / "portoshim.yaml"
+    path.write_text(
+        """
+Portoshim:
+  ConfigPath: /etc/portoshim.yaml
+  Socket: /run/portoshim.sock
+  LogsDir: /var/log/portoshim
+  VolumesDir: /place/portoshim_volumes
+Porto:
+  RuntimeName: porto
+  Socket: /run/portod.socket
+  SocketTimeout: 5m
+  ImagesDir: /place/porto_docker
+  ParentContainer: ""
+CNI:
+  ConfDir: /etc/cni/net.d
+  BinDir: /opt/cni/bin
+  NetnsDir: /var/run/netns
+  NetType: "netns"
+StreamingServer:
+  Address: "[::]"
+  Port: 7255
+Images:
+  PauseImage: registry.k8s.io/pause:3.7
+  Place: ""
+  Registries:
+  - Host: registry-1.docker.io
+    AuthPath: https://auth.docker.io/token
+    AuthService: registry.docker.io
+    AuthToken: file:/nonexistent
+"""
+    )
+    dumped = run("--config", str(path), "config", "dump")
+    assert dumped.returncode == 0, dumped.stderr
+    assert "AuthService: registry.docker.io" in dumped.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Porto: {SocketTimeOut: 5m}", "Porto.SocketTimeOut: unknown key; did you mean SocketTimeout?"),
+        ("Porto: {SocketTimeout: 300}", "Porto.SocketTimeout: not a duration"),
+        ("CNI: {BinDir: relative}", "CNI.BinDir"),
+        ("StreamingServer: {Port: 65536}", "StreamingServer.Port"),
+        ("Images: {Registries: [{Hst: x}]}", "Images.Registries[0].Hst: unknown key; did you mean Host?"),
+        ("Images: {PauseImage: '***'}", "Images.PauseImage"),
+        ("{", "not valid YAML"),
+    ],
+)
+def test_a_mistake_is_named_and_ends_with_2(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "portoshim.yaml"
+    path.write_text(text)
+    for command in (["config", "dump"], []):
+        done = run("--config", str(path), *command)
+        assert done.returncode == 2
+        assert expected in done.stderr
+        assert str(path) in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_missing_file_is_a_mistake_when_it_was_named(tmp_path: Path) -> None:
+    done = run("--config", str(tmp_path / "none.yaml"), "config", "dump")
+    assert done.returncode == 2
+    assert "no such file" in done.stderr
+
+
+def test_single_dashes_are_taken_as_by_the_go_program(tmp_path: Path) -> None:
+    path = tmp_path / "portoshim.yaml"
+    path.write_text("")
+    assert run("-config", str(path), "-debug", "config", "dump").returncode == 0
+
+
+def test_the_socket_option_wins(tmp_path: Path) -> None:
+    path = tmp_path / "portoshim.yaml"
+    path.write_text("Portoshim: {Socket: /run/one.sock}")
+    done = run("--config", str(path), "--socket", "/run/two.sock", "config", "dump")
+    assert "Socket: /run/two.sock" in done.stdout
+
+
+def test_plugins_are_listed_with_distribution_version_and_hooks() -> None:
+    done = run("plugins")
+    assert done.returncode == 0, done.stderr
+    for name in ("porto_runtime", "cni_net", "registry_auth", "streaming", "embedded_porto"):
+        assert f"{name}  shim-{name.replace('_', '-')} {__version__}\n" in done.stdout
+    assert "    cri_run_pod_sandbox\n" in done.stdout
+    assert "    network_attach\n" in done.stdout
+
+
+def test_secrets_are_not_dumped(tmp_path: Path) -> None:
+    path = tmp_path / "portoshim.yaml"
+    path.write_text("Images: {Registries: [{Host: a.example, AuthToken: S3CR3T}]}")
+    done = run("--config", str(path), "config", "dump")
+    assert done.returncode == 0, done.stderr
+    assert "S3CR3T" not in done.stdout + done.stderr
