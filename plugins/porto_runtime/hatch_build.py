@@ -56,7 +56,9 @@ def _syscalls(compiler: str) -> dict[str, dict[str, int]]:
     for architecture, header in HEADERS.get(platform.machine(), {}).items():
         defined = _preprocess(compiler, "-dM", f"#include <{header}>\n")
         names = sorted(set(re.findall(r"^#define __NR_([a-z]\w*) ", defined, re.MULTILINE)) - {"syscalls"})
-        source = f"#define __X32_SYSCALL_BIT 0x40000000\n#include <{header}>\n" + "".join(f"{name} = (__NR_{name})\n" for name in names)
+        source = f"#define __X32_SYSCALL_BIT 0x40000000\n#include <{header}>\n" + "".join(
+            f"{name} = (__NR_{name})\n" for name in names
+        )
         values = re.findall(r"^(\w+) = (.*)$", _preprocess(compiler, "-P", source), re.MULTILINE)
         # A value may be a sum: (0x40000000 + 12).
         tables[architecture] = {name: eval(text, {"__builtins__": {}}) for name, text in values}  # noqa: S307

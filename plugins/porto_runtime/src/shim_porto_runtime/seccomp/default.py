@@ -59,7 +59,7 @@ BY_CAPABILITY: dict[str, frozenset[str]] = {
 
 _NAMESPACE_FLAGS = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 _AF_VSOCK = 40
-# What programs built for other personalities ask for: Linux, and Linux with short inode numbers or without randomisation.
+# What programs built for other personalities ask for: Linux, plain, with short inode numbers or without randomisation.
 _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 
 
