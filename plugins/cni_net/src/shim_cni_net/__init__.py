@@ -1,1 +1,1 @@
-"""Pod networking by CNI plugins."""
+"""Pod networking by CNI plugins: network namespaces, the CNI protocol, and records that no address outlives."""

@@ -1,0 +1,135 @@
+"""SIGKILL at every step of ADD and DEL: after the next start, Stop and Remove give everything back."""
+
+from __future__ import annotations
+
+import random
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shim_core.errors import ShimError
+from tests.cni_net import driver
+from tests.cni_net.support import REAL_PLUGINS, Node, footprint, settles, until
+from tests.cni_net.test_real_plugins import BANDWIDTH, BRIDGE, FIREWALL, PORTMAP, TUNING
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(not Path(REAL_PLUGINS, "bridge").exists(), reason="needs containernetworking-plugins"),
+]
+
+ROUNDS = 50
+"""At a moment, and as many at a line."""
+STARTS = 30
+PLUGIN_CALLS = 10
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    node = driver.node(tmp_path)
+    node.network(BRIDGE, TUNING, BANDWIDTH, FIREWALL, PORTMAP)
+    return node
+
+
+@pytest.fixture
+def before(node: Node) -> dict[str, Any]:
+    """What the node looks like with no pod on it, after there has been one: plugins keep a few things for ever."""
+    with node:
+        node.attach(driver.POD)
+        node.detach(driver.POD)
+    until(lambda: not [name for name in _look(node)["interfaces"] if name.startswith("veth")])
+    return _look(node)
+
+
+def start(node: Node, *arguments: str) -> subprocess.Popen[str]:
+    argv = [sys.executable, "-m", "tests.cni_net.driver", str(node.directory), *arguments]
+    root = Path(__file__).parent.parent.parent
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=root, bufsize=1)
+
+
+def stop_and_remove(node: Node) -> None:
+    """What kubelet does with a sandbox that isn't ready, after the daemon has started again."""
+    with node:
+        for _ in range(3):
+            try:
+                assert node.detach(driver.POD)
+                break
+            except ShimError as err:
+                print(err)
+        else:
+            pytest.fail("the sandbox can't be stopped")
+        assert node.detach(driver.POD), "stopping again is no error"
+        assert node.status(driver.POD) is None
+
+
+def _look(node: Node) -> dict[str, Any]:
+    return footprint("/var/lib/cni", node.state)
+
+
+def test_at_any_moment(node: Node, before: dict[str, Any]) -> None:
+    with start(node) as daemon:
+        assert daemon.stdout is not None
+        assert daemon.stdout.readline() == "attach\n"
+        started = time.monotonic()
+        assert daemon.stdout.read() == "detach\n0\n"
+        whole_s = time.monotonic() - started
+    seed = random.randrange(2**32)
+    moments = random.Random(seed)
+    for number in range(ROUNDS):
+        after_s = moments.uniform(0, whole_s)
+        with start(node) as daemon:
+            assert daemon.stdout is not None
+            assert daemon.stdout.readline() == "attach\n"
+            # Nobody writes to this pipe: select() is a sleep that ends early with the process.
+            select.select([], [], [], after_s)
+            daemon.send_signal(signal.SIGKILL)
+        stop_and_remove(node)
+        after = settles(before, "/var/lib/cni", node.state)
+        assert after == before, f"round {number}, seed {seed}: killed after {after_s * 1000:.1f} ms"
+
+
+def test_at_any_line(node: Node, before: dict[str, Any]) -> None:
+    with start(node, "--line", "0") as daemon:
+        assert daemon.stdout is not None
+        lines = int(daemon.stdout.read().split()[-1])
+    assert lines > 500
+    seed = random.randrange(2**32)
+    # One at a random place of each of so many equal parts: no stretch of the code is left out.
+    part = lines / ROUNDS
+    choice = random.Random(seed)
+    for number in range(ROUNDS):
+        line = max(1, int(number * part + choice.uniform(0, part)))
+        with start(node, "--line", str(line)) as daemon:
+            assert daemon.wait() in (-signal.SIGKILL, 0), "a few lines more or less are executed each time"
+        stop_and_remove(node)
+        after = settles(before, "/var/lib/cni", node.state)
+        assert after == before, f"round {number}, seed {seed}: killed at line {line} of {lines}"
+
+
+def test_while_a_plugin_is_being_started(node: Node, before: dict[str, Any]) -> None:
+    """Between fork and exec the plugin's process looks like the daemon's, and goes on without it."""
+    seed = random.randrange(2**32)
+    moments = random.Random(seed)
+    for number in range(STARTS):
+        call, after_s = number % PLUGIN_CALLS + 1, moments.uniform(0, 0.0015)
+        with start(node, "--start", str(call)) as daemon:
+            assert daemon.stdout is not None
+            while daemon.stdout.readline() != "start\n":
+                assert daemon.poll() is None
+            # Too short for a timer.
+            deadline = time.perf_counter() + after_s
+            while time.perf_counter() < deadline:
+                pass
+            daemon.send_signal(signal.SIGKILL)
+            daemon.wait()
+            # The process may hold our pipe, so that it must not be waited for here.
+            daemon.stdout.close()
+        stop_and_remove(node)
+        after = settles(before, "/var/lib/cni", node.state)
+        assert after == before, f"round {number}, seed {seed}: call {call}, killed after {after_s * 1e6:.0f} us"

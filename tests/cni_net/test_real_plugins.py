@@ -1,0 +1,264 @@
+"""Pods on networks made by the plugins that distributions ship: each other, the host, and host ports are reached."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from shim_core.types import DnsConfig, PortMapping
+from tests.cni_net.support import REAL_PLUGINS, Node, footprint, run, sandbox, settles, until
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(not Path(REAL_PLUGINS, "bridge").exists(), reason="needs containernetworking-plugins"),
+]
+
+RANGES = {
+    "type": "host-local",
+    "ranges": [[{"subnet": "10.81.0.0/24"}], [{"subnet": "fd81::/64"}]],
+    "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+}
+BRIDGE = {"type": "bridge", "bridge": "cni0", "isGateway": True, "ipMasq": True, "hairpinMode": True, "ipam": RANGES}
+PORTMAP = {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}
+FIREWALL = {"type": "firewall"}
+BANDWIDTH = {"type": "bandwidth", "capabilities": {"bandwidth": True}}
+TUNING = {"type": "tuning", "capabilities": {"mac": True}, "sysctl": {"net.ipv4.conf.all.log_martians": "1"}}
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    with Node(tmp_path, bin_dirs=[REAL_PLUGINS]) as node:
+        yield node
+
+
+@pytest.fixture
+def outside() -> Iterator[str]:
+    """A machine beside the node: 192.0.2.2 and 2001:db8::2; the node is .1 and ::1."""
+    run("ip", "netns", "add", "outside")
+    run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "eth0", "netns", "outside")
+    path = "/run/netns/outside"
+    for number, netns, name in ((1, "", "up0"), (2, path, "eth0")):
+        run("ip", "addr", "add", f"192.0.2.{number}/24", "dev", name, netns=netns)
+        run("ip", "addr", "add", f"2001:db8::{number}/64", "dev", name, "nodad", netns=netns)
+        run("ip", "link", "set", name, "up", netns=netns)
+    yield path
+    run("ip", "link", "del", "up0")
+    run("ip", "netns", "del", "outside")
+
+
+@contextmanager
+def web_server(netns: str, port: int, says: str, directory: Path) -> Iterator[None]:
+    """A web server in a pod, on both families."""
+    root = directory / says
+    root.mkdir()
+    (root / "index.html").write_text(says)
+    argv = ["nsenter", f"--net={netns}", sys.executable, "-m", "http.server", str(port), "--bind", "::"]
+    with subprocess.Popen(
+        [*argv, "--directory", str(root)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as server:
+        try:
+            assert until(lambda: bool(run("ss", "-Hltn", f"sport = :{port}", netns=netns)))
+            yield
+        finally:
+            server.terminate()
+
+
+def get(address: str, port: int, netns: str = "") -> str:
+    """What a web server says, asked from the node or from a namespace."""
+    host = f"[{address}]" if ":" in address else address
+    script = (
+        "import sys, urllib.request as r; r.install_opener(r.build_opener(r.ProxyHandler({})));"
+        "print(r.urlopen(sys.argv[1], timeout=10).read().decode(), end='')"
+    )
+    return run(sys.executable, "-c", script, f"http://{host}:{port}/", netns=netns)
+
+
+def leases(network: str = "net") -> list[str]:
+    directory = Path("/var/lib/cni/networks", network)
+    return sorted(path.name for path in directory.glob("[0-9a-f]*"))
+
+
+def test_pods_reach_each_other_the_host_and_host_ports_on_both_families(
+    node: Node, outside: str, tmp_path: Path
+) -> None:
+    node.network(BRIDGE, TUNING, BANDWIDTH, FIREWALL, PORTMAP)
+    mappings = (PortMapping("tcp", 8000, 31080), PortMapping("udp", 53, 31053))
+    # Chains that plugins make once and keep.
+    node.attach(sandbox(9, port_mappings=mappings))
+    node.detach(sandbox(9))
+    before = settles(footprint("/var/lib/cni", node.state), "/var/lib/cni", node.state)
+    web = sandbox(1, port_mappings=mappings)
+    client = sandbox(2)
+    one, two = node.attach(web), node.attach(client)
+
+    assert [address.rpartition(".")[0] for address in one.addresses[:1]] == ["10.81.0"]
+    assert one.addresses[1].startswith("fd81::")
+    assert one.interfaces[0].name == "eth0"
+    assert one.interfaces[0].mac
+    assert node.status(web) == one
+    # The kernel looks for doubles of the bridge's address before it uses it: no business of the plugins'.
+    assert until(lambda: "tentative" not in run("ip", "addr", "show", "cni0"))
+    with web_server(one.netns_path, 8000, "web", tmp_path), web_server("/proc/self/ns/net", 8001, "host", tmp_path):
+        for address in one.addresses:
+            assert get(address, 8000) == "web", "the node reaches the pod"
+            assert get(address, 8000, two.netns_path) == "web", "another pod reaches the pod"
+            assert get(address, 8000, one.netns_path) == "web", "the pod reaches itself"
+        assert get("127.0.0.1", 8000, one.netns_path) == "web", "loopback is up"
+        assert get("::1", 8000, one.netns_path) == "web", "loopback is up"
+        for gateway in ("10.81.0.1", "fd81::1"):
+            assert get(gateway, 8001, two.netns_path) == "host", "a pod reaches the node"
+        for address in ("192.0.2.1", "2001:db8::1"):
+            assert get(address, 31080, outside) == "web", "the host port leads to the pod from outside"
+            assert get(address, 31080) == "web", "the host port leads to the pod on the node"
+            assert get(address, 31080, two.netns_path) == "web", "the host port leads to the pod from another pod"
+            assert get(address, 31080, one.netns_path) == "web", "the host port leads the pod to itself"
+    with web_server(outside, 8002, "outside", tmp_path):
+        for address in ("192.0.2.2", "2001:db8::2"):
+            assert get(address, 8002, one.netns_path) == "outside", "a pod reaches the world"
+
+    assert len(leases()) == 4
+    assert node.detach(web)
+    assert node.detach(client)
+    assert settles(before, "/var/lib/cni", node.state) == before
+    assert leases() == []
+
+
+def test_bandwidth_and_mac_of_annotations_are_honoured(node: Node) -> None:
+    node.network(BRIDGE, TUNING, BANDWIDTH)
+    pod = sandbox(
+        annotations={
+            "kubernetes.io/ingress-bandwidth": "10M",
+            "kubernetes.io/egress-bandwidth": "20M",
+            "portoshim.net/mac": "02:00:00:aa:bb:cc",
+        }
+    )
+    attachment = node.attach(pod)
+    assert attachment.interfaces[0].mac == "02:00:00:aa:bb:cc"
+    link = json.loads(run("ip", "-j", "link", "show", "eth0", netns=attachment.netns_path))[0]
+    assert link["address"] == "02:00:00:aa:bb:cc"
+    limits = {qdisc["options"]["rate"] for qdisc in json.loads(run("tc", "-j", "qdisc")) if qdisc["kind"] == "tbf"}
+    assert limits == {10_000_000 // 8, 20_000_000 // 8}
+    assert run("sysctl", "-n", "net.ipv4.conf.all.log_martians", netns=attachment.netns_path) == "1\n"
+    assert node.detach(pod)
+    assert not [qdisc for qdisc in json.loads(run("tc", "-j", "qdisc")) if qdisc["kind"] == "tbf"]
+
+
+def test_the_pod_cidr_becomes_the_address_range(node: Node) -> None:
+    ipam = {"type": "host-local", "routes": [{"dst": "0.0.0.0/0"}]}
+    node.network({**BRIDGE, "ipam": ipam, "capabilities": {"ipRanges": True}})
+    from shim_core.cri.v1 import api_pb2 as pb
+
+    request = pb.UpdateRuntimeConfigRequest()
+    request.runtime_config.network_config.pod_cidr = "10.82.5.0/28,fd82::/112"
+    node.manager.hook.cri_update_runtime_config(request=request, context=None)
+    attachment = node.attach(sandbox())
+    assert attachment.addresses == ("10.82.5.2", "fd82::2")
+    node.detach(sandbox())
+
+
+@pytest.mark.parametrize("kind", ["ptp", "macvlan", "ipvlan"])
+def test_other_kinds_of_interfaces(node: Node, tmp_path: Path, outside: str, kind: str) -> None:
+    if kind == "ipvlan":
+        probe = subprocess.run(["ip", "link", "add", "iv9", "link", "up0", "type", "ipvlan"], check=False)
+        if probe.returncode:
+            pytest.skip("this kernel has no ipvlan")
+        run("ip", "link", "del", "iv9")
+    master = {} if kind == "ptp" else {"master": "up0"}
+    node.network({"type": kind, "ipMasq": kind == "ptp", "ipam": RANGES, **master})
+    node.attach(sandbox(9))  # makes chains that stay
+    node.detach(sandbox(9))
+    before = footprint("/var/lib/cni", node.state)
+    pods = [sandbox(number) for number in (1, 2)]
+    one, two = (node.attach(pod) for pod in pods)
+    with web_server(one.netns_path, 8000, "web", tmp_path):
+        for address in one.addresses:
+            assert until(lambda address=address: _reaches(address, two.netns_path)), f"{address} is out of reach"
+            if kind == "ptp":
+                assert get(address, 8000) == "web"
+    for pod in pods:
+        assert node.detach(pod)
+    assert settles(before, "/var/lib/cni", node.state) == before
+
+
+def _reaches(address: str, netns: str) -> bool:
+    try:
+        return get(address, 8000, netns) == "web"
+    except AssertionError:
+        return False
+
+
+def test_static_addresses_and_two_networks(tmp_path: Path) -> None:
+    with Node(tmp_path, bin_dirs=[REAL_PLUGINS], MaxConfNum=0, IpPreference="ipv6") as node:
+        static = {"type": "static", "addresses": [{"address": "10.83.0.7/24"}, {"address": "fd83::7/64"}]}
+        node.write(
+            "10-first.conflist",
+            {"name": "first", "cniVersion": "0.4.0", "plugins": [{"type": "bridge", "bridge": "b1", "ipam": static}]},
+        )
+        node.write(
+            "20-second.conf",
+            {
+                "name": "second", "cniVersion": "0.3.1", "type": "bridge", "bridge": "b2",
+                "ipam": {"type": "host-local", "subnet": "10.84.0.0/24"},
+            },
+        )  # fmt: skip
+        before = footprint("/var/lib/cni", node.state)
+        attachment = node.attach(sandbox())
+        assert attachment.addresses == ("fd83::7", "10.83.0.7")
+        assert [interface.name for interface in attachment.interfaces] == ["eth0", "eth1"]
+        assert attachment.info["cniResult"]["cniVersion"] == "1.1.0"
+        assert attachment.info["cniResults"]["eth1"]["ips"][0]["address"] == "10.84.0.2/24"
+        assert node.detach(sandbox())
+        after = footprint("/var/lib/cni", node.state)
+        assert set(after.pop("interfaces")) - set(before.pop("interfaces")) == {"b1", "b2"}, "bridges stay"
+        assert after == before
+
+
+def test_an_attachment_that_survived_a_restart_is_checked_by_its_plugins(tmp_path: Path) -> None:
+    node = Node(tmp_path, bin_dirs=[REAL_PLUGINS]).start()
+    # Without ipMasq: the plugin finds the rules to remove by the interface that is missing here.
+    node.network({**BRIDGE, "ipMasq": False}, TUNING, FIREWALL)
+    pod = sandbox()
+    first = node.attach(pod)
+    node.stop()
+    with node:
+        assert node.attach(pod) == first
+        node.stop()
+    with node:
+        run("ip", "link", "del", "eth0", netns=first.netns_path)
+        with pytest.raises(Exception, match=r'plugin "bridge" of network "net" failed \(CHECK\)'):
+            node.attach(pod)
+        assert node.detach(pod)
+        assert node.attach(pod).addresses
+        assert node.detach(pod)
+
+
+def test_dns_reaches_a_plugin_that_asks_for_it(node: Node) -> None:
+    fake = node.fake()
+    node.network({**BRIDGE}, {"type": "fake", "capabilities": {"dns": True}})
+    fake.on("ADD", "sed -e 's/.*\"prevResult\": //' -e 's/}$//' $call.stdin; exit 0")
+    node.attach(sandbox(dns=DnsConfig(servers=("10.0.0.10",), searches=("svc.local",))))
+    [add] = fake.calls("ADD")
+    assert add.stdin["runtimeConfig"] == {"dns": {"servers": ["10.0.0.10"], "searches": ["svc.local"], "options": []}}
+    node.detach(sandbox())
+
+
+def test_porto_l3_network_takes_addresses_and_gives_them_back(tmp_path: Path) -> None:
+    with Node(tmp_path, bin_dirs=[REAL_PLUGINS], NetType="L3") as node:
+        node.network({"type": "host-local", "ipam": RANGES})
+        attachment = node.attach(sandbox())
+        assert attachment.netns_path == ""
+        assert attachment.addresses == ("10.81.0.2", "fd81::2")
+        assert attachment.info["runtimeNetwork"] == {
+            "net": "L3 eth0",
+            "ip": "eth0 10.81.0.2;eth0 fd81::2",
+            "userns": "true",
+        }
+        assert len(leases()) == 2
+        assert node.detach(sandbox())
+        assert leases() == []
