@@ -12,8 +12,9 @@ from shim_core.config import format_duration
 from shim_core.context import CallContext
 from shim_porto_runtime.images import digests
 from shim_porto_runtime.images.documents import Descriptor
+from shim_porto_runtime.images.endpoint import Endpoint
 from shim_porto_runtime.images.failures import Failure, Kind
-from shim_porto_runtime.images.registry import Endpoint, Registry
+from shim_porto_runtime.images.registry import Registry
 from shim_porto_runtime.images.transport import Response, TransportError
 
 _PIECE_BYTES = 512 * 1024

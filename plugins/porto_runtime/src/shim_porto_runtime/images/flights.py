@@ -23,10 +23,13 @@ class Flights(Generic[T]):
     """Runs work in threads of its own and lets callers wait for it.
 
     A caller that leaves doesn't hurt the others: the work is cancelled when the last of them has gone.
+
+    :param linger_s: the last one waits so long for cancelled work to clean up after itself.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, linger_s: float = 0.0) -> None:
         self._name = name
+        self._linger_s = linger_s
         self._lock = threading.Lock()
         self._flights: dict[Hashable, _Flight[T]] = {}
         self._alive: set[_Flight[T]] = set()
@@ -62,7 +65,8 @@ class Flights(Generic[T]):
                     self._drop(flight)
         if abandoned:
             flight.context.cancel()
-        if not flight.done:
+            flight.landed.wait(self._linger_s)
+        if abandoned or not flight.done:
             context.check()
             raise errors.DeadlineExceeded(f"{context.rpc}: the deadline has passed")
         if flight.error is not None:

@@ -30,6 +30,8 @@ from shim_porto_runtime.images.transport import Timeouts, Transport
 
 logger = logging.getLogger("shim.porto_runtime.images")
 
+_CLEAN_UP_S = 15.0
+"""A pull that fails is answered when its layers under way have gone from the disk, or after this."""
 _UNPACKED_MEANWHILE = 6
 """Layers that are on their way to Porto while others are being fetched."""
 
@@ -60,7 +62,7 @@ class Puller:
         self._patience = patience
         self._assembly = assembly
         self._pulls: Flights[str] = Flights("image-pull")
-        self._fetches: Flights[Layer] = Flights("image-layer")
+        self._fetches: Flights[Layer] = Flights("image-layer", _CLEAN_UP_S)
 
     def pull(self, image: ImageReference, auth: RegistryAuth | None, context: CallContext) -> str:
         """Pull an image; its id. At once if it has not changed in the registry.

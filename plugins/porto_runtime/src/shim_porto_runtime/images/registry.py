@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import random
-import threading
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,16 +21,15 @@ from shim_core.types import (
     RegistryAuth,
     RegistryAuthorization,
     RegistryChallenge,
-    RegistryCredentials,
     RegistryEndpoint,
 )
-from shim_porto_runtime.images import digests, documents
+from shim_porto_runtime.images import answers, digests, documents
 from shim_porto_runtime.images.assembly import Resolved
-from shim_porto_runtime.images.documents import BadDocument, Descriptor
-from shim_porto_runtime.images.failures import Failure, Kind, describe, to_error
+from shim_porto_runtime.images.documents import Descriptor
+from shim_porto_runtime.images.endpoint import Endpoint, default_endpoint
+from shim_porto_runtime.images.failures import Failure, Kind, to_error
 from shim_porto_runtime.images.model import Document
-from shim_porto_runtime.images.reference import DOCKER_HUB
-from shim_porto_runtime.images.transport import CertificateError, Response, Tls, Transport, TransportError
+from shim_porto_runtime.images.transport import CertificateError, Response, Transport, TransportError
 
 T = TypeVar("T")
 
@@ -40,9 +38,6 @@ logger = logging.getLogger("shim.porto_runtime.images")
 MAX_REDIRECTS = 10
 MAX_TRIES = 5
 MAX_RETRY_AFTER_S = 30.0
-_MAX_ERROR_BODY_BYTES = 64 * 1024
-_HUB_HOST = "registry-1.docker.io"
-_RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
@@ -95,10 +90,10 @@ class Registry:
 
         def fetch(endpoint: Endpoint) -> Resolved:
             data, media_type = self._fetch(
-                endpoint, f"manifests/{descriptor.digest}", documents.ACCEPT, _limit_of(descriptor), context
+                endpoint, f"manifests/{descriptor.digest}", documents.ACCEPT, answers.limit_of(descriptor), context
             )
-            _verify(descriptor, data, endpoint)
-            return _parse(Document(descriptor.digest, descriptor.media_type or media_type, data), endpoint)
+            answers.verify(descriptor, data, endpoint)
+            return answers.parse(Document(descriptor.digest, descriptor.media_type or media_type, data), endpoint)
 
         return self.ask("manifest", fetch, context)
 
@@ -109,8 +104,8 @@ class Registry:
         """
 
         def fetch(endpoint: Endpoint) -> bytes:
-            data, _ = self._fetch(endpoint, f"blobs/{descriptor.digest}", "", _limit_of(descriptor), context)
-            _verify(descriptor, data, endpoint)
+            data, _ = self._fetch(endpoint, f"blobs/{descriptor.digest}", "", answers.limit_of(descriptor), context)
+            answers.verify(descriptor, data, endpoint)
             return data
 
         return self.ask("config", fetch, context)
@@ -174,19 +169,19 @@ class Registry:
         path = f"manifests/{self.image.tag}"
         headers = {"Accept": documents.ACCEPT}
         with self._get(endpoint, path, headers, context) as response:
-            data = _read(response, documents.MAX_DOCUMENT_BYTES, endpoint)
+            data = answers.read_document(response, documents.MAX_DOCUMENT_BYTES, endpoint)
             claimed = response.headers.get("Docker-Content-Digest", "")
             media_type = response.headers.get("Content-Type", "")
         digest = digests.of(data)
         if digests.is_digest(claimed) and claimed != digest:
             raise Failure(Kind.MISMATCH, f"{endpoint.host} calls its manifest {claimed}, and it is {digest}")
-        return _parse(Document(digest, media_type, data), endpoint)
+        return answers.parse(Document(digest, media_type, data), endpoint)
 
     def _fetch(
         self, endpoint: Endpoint, path: str, accept: str, limit_bytes: int, context: CallContext
     ) -> tuple[bytes, str]:
         with self._get(endpoint, path, {"Accept": accept} if accept else {}, context) as response:
-            return _read(response, limit_bytes, endpoint), response.headers.get("Content-Type", "")
+            return answers.read_document(response, limit_bytes, endpoint), response.headers.get("Content-Type", "")
 
     def _get(self, endpoint: Endpoint, path: str, headers: Mapping[str, str], context: CallContext) -> Response:
         """A good answer (2xx) to a GET below the repository.
@@ -204,7 +199,7 @@ class Registry:
             if response.status != 401:
                 break
             challenge = response.headers.get("WWW-Authenticate", "")
-            error = _error_of(response, endpoint.secrets)
+            error = answers.error_of(response, endpoint.secrets)
             response.close()
             if asked_again or not self._authorize(endpoint, url, challenge, sent, context):
                 raise Failure(Kind.DENIED, f"{endpoint.host} refuses: {error or 'authentication is needed'}")
@@ -212,7 +207,7 @@ class Registry:
             asked_again = sent != ""
         if 200 <= response.status < 300:
             return response
-        failure = _failure_of(response, endpoint)
+        failure = answers.failure_of(response, endpoint)
         response.close()
         raise failure
 
@@ -223,9 +218,9 @@ class Registry:
         own = {**endpoint.spec.headers, **headers}
         if authorization:
             own["Authorization"] = authorization
-        home = _origin(url)
+        home = answers.origin(url)
         for _ in range(MAX_REDIRECTS + 1):
-            at_home = _origin(url) == home
+            at_home = answers.origin(url) == home
             try:
                 response = self._transport.get(
                     url,
@@ -246,7 +241,7 @@ class Registry:
                 return response
             location = response.headers.get("Location", "")
             response.close()
-            url = _redirected(url, location, endpoint)
+            url = answers.redirected(url, location, endpoint)
         raise Failure(Kind.INVALID, f"{endpoint.host} redirects more than {MAX_REDIRECTS} times")
 
     def _authorize(self, endpoint: Endpoint, url: str, challenge: str, refused: str, context: CallContext) -> bool:
@@ -261,10 +256,7 @@ class Registry:
                 auth = auth if auth is not None and auth.server_address else None
             try:
                 if not endpoint.asked:
-                    credentials: RegistryCredentials | None = self._hooks.registry_credentials(
-                        image=image, auth=auth, context=context
-                    )
-                    endpoint.asked, endpoint.credentials = True, credentials
+                    endpoint.identify(self._hooks.registry_credentials(image=image, auth=auth, context=context))
                 answer: RegistryAuthorization | None = self._hooks.registry_authorization(
                     image=image,
                     credentials=endpoint.credentials,
@@ -283,130 +275,5 @@ class Registry:
                 raise Failure(Kind.UNAVAILABLE, err.message, tries=3) from err
             if answer is None or answer.header == refused:
                 return False
-            endpoint.authorization = answer.header
+            endpoint.authorize(answer.header)
             return True
-
-
-class Endpoint:
-    """An endpoint, and what we have learned about it during this pull."""
-
-    def __init__(self, spec: RegistryEndpoint) -> None:
-        self.spec = spec
-        self.host = urllib.parse.urlsplit(spec.url).netloc
-        self.tls = Tls(spec.ca_paths, spec.client_certs, spec.insecure)
-        self.lock = threading.Lock()
-        self.authorization = ""
-        self.asked = False
-        self.credentials: RegistryCredentials | None = None
-        self.down: Failure | None = None
-
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        """What a message must not repeat, even if the server does."""
-        known = self.credentials
-        values = [self.authorization, self.authorization.partition(" ")[2], *self.spec.headers.values()]
-        if known is not None:
-            values += [known.password, known.identity_token, known.registry_token, known.header]
-        return tuple(sorted({value for value in values if value}, key=len, reverse=True))
-
-
-def default_endpoint(image: ImageReference) -> RegistryEndpoint:
-    """The image's own registry, over HTTPS."""
-    host = _HUB_HOST if image.registry == DOCKER_HUB else image.registry
-    return RegistryEndpoint(url=f"https://{host}/v2", registry=image.registry)
-
-
-def _parse(document: Document, endpoint: Endpoint) -> Resolved:
-    try:
-        return Resolved(document, documents.parse_manifest(document.data, document.media_type))
-    except BadDocument as err:
-        raise Failure(Kind.INVALID, f"the manifest {document.digest} from {endpoint.host} is refused: {err}") from None
-
-
-def _limit_of(descriptor: Descriptor) -> int:
-    """How many bytes may be read of a document."""
-    if descriptor.size_bytes > documents.MAX_DOCUMENT_BYTES:
-        raise Failure(Kind.INVALID, _too_large(descriptor.digest))
-    return documents.MAX_DOCUMENT_BYTES if descriptor.size_bytes < 0 else descriptor.size_bytes
-
-
-def _too_large(what: str) -> str:
-    return f"{what} is larger than the limit of {documents.MAX_DOCUMENT_BYTES} bytes"
-
-
-def _read(response: Response, limit_bytes: int, endpoint: Endpoint) -> bytes:
-    try:
-        data = response.read_all(limit_bytes)
-    except TransportError as err:
-        raise Failure(Kind.UNAVAILABLE, str(err), tries=3) from err
-    if len(data) > limit_bytes:
-        raise Failure(
-            Kind.INVALID, f"the document from {endpoint.host} is larger than the limit of {limit_bytes} bytes"
-        )
-    return data
-
-
-def _verify(descriptor: Descriptor, data: bytes, endpoint: Endpoint) -> None:
-    if 0 <= descriptor.size_bytes != len(data):
-        raise Failure(
-            Kind.MISMATCH,
-            f"{descriptor.digest} from {endpoint.host} has {len(data)} bytes rather than {descriptor.size_bytes}",
-        )
-    if (digest := digests.of(data)) != descriptor.digest:
-        raise Failure(Kind.MISMATCH, f"asked for {descriptor.digest}, {endpoint.host} sent {digest}")
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urllib.parse.urlsplit(url)
-    try:
-        port = parts.port or {"https": 443, "http": 80}.get(parts.scheme)
-    except ValueError:
-        port = -1
-    return parts.scheme, parts.hostname, port
-
-
-def _redirected(url: str, location: str, endpoint: Endpoint) -> str:
-    """Where a redirect leads.
-
-    :raises Failure: nowhere we may go.
-    """
-    try:
-        target = urllib.parse.urljoin(url, location)
-        parts = urllib.parse.urlsplit(target)
-        host, scheme = parts.hostname, parts.scheme
-    except ValueError:
-        host, scheme = None, ""
-    if not location or not host or scheme not in ("http", "https") or parts.username is not None:
-        raise Failure(Kind.INVALID, f"{endpoint.host} redirects to something that is no web address")
-    if scheme == "http" and not endpoint.spec.insecure:
-        raise Failure(Kind.INVALID, f"{endpoint.host} redirects to {host} without TLS, which is refused")
-    return urllib.parse.urlunsplit(parts._replace(fragment=""))
-
-
-def _failure_of(response: Response, endpoint: Endpoint) -> Failure:
-    """What a status that is neither good nor 401 means."""
-    said = _error_of(response, endpoint.secrets)
-    text = f"{endpoint.host} answers {response.status}" + (f": {said}" if said else "")
-    if response.status == 404:
-        return Failure(Kind.NOT_FOUND, text)
-    if response.status == 403:
-        return Failure(Kind.DENIED, text)
-    if response.status in _RETRIED:
-        return Failure(Kind.UNAVAILABLE, text, retry_after_s=_retry_after_s(response.headers.get("Retry-After", "")))
-    return Failure(Kind.UNAVAILABLE if response.status >= 500 else Kind.INVALID, text, tries=1)
-
-
-def _retry_after_s(text: str) -> float:
-    # The other form, a date, would make us depend on two clocks.
-    return float(text) if text.isdecimal() and len(text) < 9 else 0.0
-
-
-def _error_of(response: Response, secrets: Sequence[str]) -> str:
-    """What a registry says went wrong (distribution-spec, error codes); empty when it says nothing we understand."""
-    try:
-        items = documents.load(response.read_all(_MAX_ERROR_BODY_BYTES)).get("errors")
-        item = items[0] if isinstance(items, list) and items else None
-        words = [item.get("code"), item.get("message")] if isinstance(item, dict) else []
-    except (TransportError, BadDocument):
-        return ""
-    return describe(": ".join(word for word in words if isinstance(word, str) and word), secrets)

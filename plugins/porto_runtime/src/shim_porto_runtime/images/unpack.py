@@ -20,13 +20,12 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+from shim_porto_runtime.images import entrynames as names
 from shim_porto_runtime.images import tarread, tarwrite
 from shim_porto_runtime.images.tarread import BadLayer, Entry, TarReader
 from shim_porto_runtime.images.tarwrite import TarWriter
 
 MAX_ENTRIES = 1_000_000
-_MAX_PATH_BYTES = 4095
-_MAX_NAME_BYTES = 255
 _MAX_SYMLINKS = 40
 _MAX_ID = (1 << 32) - 2
 _MAX_MAJOR, _MAX_MINOR = (1 << 12) - 1, (1 << 20) - 1
@@ -119,7 +118,7 @@ class _Sanitizer:
             try:
                 self._take(entry)
             except BadLayer as err:
-                raise BadLayer(f"entry {_show(entry.name)}: {err.message}") from None
+                raise BadLayer(f"entry {names.show(entry.name)}: {err.message}") from None
         self._left_out = False
         self._reader.drain()
         self._emit_whiteouts()
@@ -128,7 +127,7 @@ class _Sanitizer:
         return Usage(self._size, self._inodes)
 
     def _take(self, entry: Entry) -> None:
-        parts = _split(entry.name)
+        parts = names.split(entry.name)
         if entry.kind not in tarread.KINDS:
             raise BadLayer(f"its type {entry.kind!r} is not supported")
         if entry.uid > _MAX_ID or entry.gid > _MAX_ID:
@@ -173,7 +172,7 @@ class _Sanitizer:
         if entry.kind == tarread.HARD_LINK:
             link, node = self._hard_link(entry.link, path)
         elif entry.kind == tarread.SYMLINK:
-            link = node = _check_target(entry.link)
+            link = node = names.check_target(entry.link)
         elif entry.kind != tarread.REGULAR and not (entry.device[0] <= _MAX_MAJOR and entry.device[1] <= _MAX_MINOR):
             raise BadLayer("its device number is out of range")
         existing = siblings.get(name)
@@ -193,18 +192,18 @@ class _Sanitizer:
         self._emit(entry, path, link)
 
     def _hard_link(self, target: bytes, path: bytes) -> tuple[bytes, _Node]:
-        parts = _split(target)
+        parts = names.split(target)
         if not parts:
             raise BadLayer("it is a hard link to the root")
         siblings, above = self._parent(parts[:-1], create=False)
         node = siblings.get(parts[-1])
         if node is None or isinstance(node, dict):
-            raise BadLayer(f"it is a hard link to {_show(target)}, which is no file of this layer")
+            raise BadLayer(f"it is a hard link to {names.show(target)}, which is no file of this layer")
         real = above + parts[-1]
         if real == path:
             raise BadLayer("it is a hard link to itself")
         if real in self._ghosts:
-            raise BadLayer(f"it is a hard link to {_show(target)}, which is replaced by something else")
+            raise BadLayer(f"it is a hard link to {names.show(target)}, which is replaced by something else")
         return real, node
 
     def _whiteout(self, parts: list[bytes], name: bytes) -> None:
@@ -226,7 +225,7 @@ class _Sanitizer:
         """Last of all, since only now it is known what the layer itself holds."""
         opaque = set(self._opaque)
         for path in dict.fromkeys(self._whiteouts):
-            siblings, _ = self._parent(_split(path)[:-1])
+            siblings, _ = self._parent(names.split(path)[:-1])
             node = siblings.get(path.rpartition(b"/")[2])
             if isinstance(node, dict):
                 opaque.add(path + b"/")  # the directory is new: nothing of the old one shows through
@@ -266,7 +265,7 @@ class _Sanitizer:
             if node is None:
                 if not create:
                     raise BadLayer("it is a hard link to something that is not in this layer")
-                _check_part(part)
+                names.check_part(part)
                 node = siblings[part] = {}
                 self._count(0)
                 self._paths_bytes += len(above) + len(part)
@@ -277,7 +276,7 @@ class _Sanitizer:
                 self._ghosts.discard(above + part)
                 self._emit(tarwrite.directory(), above + part, b"")
             stack.append((node, above + part + b"/"))
-            if len(stack[-1][1]) > _MAX_PATH_BYTES:
+            if len(stack[-1][1]) > names.MAX_PATH_BYTES:
                 raise BadLayer("its path is too long")
         found = stack[-1]
         if not self._left_out:  # all of it is written, then
@@ -307,8 +306,8 @@ class _Sanitizer:
         writer = self._writer
         if writer is None:
             return
-        xattrs = {key: value for key, value in entry.xattrs.items() if _is_harmless(key)} if entry.xattrs else {}
-        if any(len(value) > _MAX_XATTR_BYTES or len(key) > _MAX_NAME_BYTES for key, value in xattrs.items()):
+        xattrs = {key: value for key, value in entry.xattrs.items() if names.is_harmless(key)} if entry.xattrs else {}
+        if any(len(value) > _MAX_XATTR_BYTES or len(key) > names.MAX_NAME_BYTES for key, value in xattrs.items()):
             raise BadLayer("its extended attributes are too large")
         writer.header(entry, path, link, {**xattrs, **_OVERLAY_OPAQUE} if opaque else xattrs)
         if entry.kind != tarread.REGULAR:
@@ -360,42 +359,3 @@ class _Scan(_Sanitizer):
         for known in gone:
             self.found.update(self._entries.pop(known))
         self._parents.clear()
-
-
-def _split(name: bytes) -> list[bytes]:
-    """The parts of a path, empty ones and ``.`` left out.
-
-    :raises BadLayer: no file of a layer can be called so.
-    """
-    if len(name) > _MAX_PATH_BYTES:
-        raise BadLayer("its path is too long")
-    parts = [part for part in name.split(b"/") if part and part != b"."]
-    for part in parts:
-        _check_part(part)
-    return parts
-
-
-def _check_part(part: bytes) -> None:
-    if part == b"..":
-        raise BadLayer("its path holds '..'")
-    if len(part) > _MAX_NAME_BYTES:
-        raise BadLayer("its name is too long")
-
-
-def _check_target(target: bytes) -> bytes:
-    if not target or len(target) > _MAX_PATH_BYTES:
-        raise BadLayer("its target is empty or too long")
-    return target
-
-
-def _is_harmless(name: bytes) -> bool:
-    if name == b"security.capability":
-        return True
-    return (
-        name.startswith(b"user.") and not name.startswith(b"user.overlay.") and b"\0" not in name and b"=" not in name
-    )
-
-
-def _show(name: bytes) -> str:
-    text = name.decode("utf-8", "backslashreplace")
-    return repr(text if len(text) <= 120 else f"{text[:117]}...")

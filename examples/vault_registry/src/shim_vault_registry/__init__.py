@@ -1,0 +1,1 @@
+"""An example of a portoshim plugin: registry tokens from a file-based vault."""

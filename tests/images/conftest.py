@@ -1,0 +1,81 @@
+"""A node to pull images to: the image service, the registry plugin, and a Porto, all of them real but the last.
+
+With ``PORTO_SOCKET`` set the Porto is real too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.images.fakeporto import FakePorto
+from tests.images.support import MakeNode, Node, entry, open_node
+from tools.registry import LocalRegistry
+
+
+@pytest.fixture
+def make_node(tmp_path: Path) -> Iterator[MakeNode]:
+    """Makes nodes: ``make_node({"Registries": [...]}, state="a")``. The same state directory is the same node again."""
+    made: list[Node] = []
+    fake: FakePorto | None = None
+    if "PORTO_SOCKET" not in os.environ:
+        fake = FakePorto(tmp_path / "porto")
+        fake.start()
+
+    def make(
+        images: dict[str, Any] | None = None, *, state: str = "state", plugins: dict[str, Any] | None = None
+    ) -> Node:
+        socket = fake.path if fake is not None else None
+        made.append(open_node(images or {}, socket, tmp_path / state, fake, **(plugins or {})))
+        return made[-1]
+
+    yield make
+    for node in made:
+        node.service.close()
+        if fake is None:
+            for name in node.layer_names():
+                node.client.remove_layer(name)
+        node.client.close()
+    if fake is not None:
+        fake.stop()
+
+
+@pytest.fixture(scope="session")
+def registries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., LocalRegistry]]:
+    """Registries by their options, started when first asked for: ``registries(auth="token")``."""
+    started: dict[str, LocalRegistry] = {}
+
+    def get(**options: Any) -> LocalRegistry:
+        key = repr(sorted(options.items()))
+        if key not in started:
+            registry = LocalRegistry(tmp_path_factory.mktemp("registry"), **options)
+            registry.start()
+            started[key] = registry
+        return started[key]
+
+    yield get
+    for registry in started.values():
+        registry.stop()
+
+
+@pytest.fixture
+def registry(registries: Callable[..., LocalRegistry]) -> LocalRegistry:
+    """An open registry with TLS."""
+    return registries()
+
+
+@pytest.fixture
+def node(make_node: MakeNode, registry: LocalRegistry) -> Node:
+    """A node that knows the open registry."""
+    return make_node({"Registries": [entry(registry)]})
+
+
+@pytest.fixture
+def repository(request: pytest.FixtureRequest) -> str:
+    """A repository name of the test's own."""
+    name = "".join(char if char.isalnum() else "-" for char in request.node.name.lower())
+    return "-".join(filter(None, name.split("-")))[:120]
