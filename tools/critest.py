@@ -18,111 +18,39 @@ import json
 import os
 import random
 import shutil
-import socket
-import subprocess
+import signal
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import grpc
 import yaml
 
 from shim_core.cri.v1 import api_pb2 as pb
-from shim_core.testing import CriClient
-from tools import critest_images, stage
+from tools import critest_images
 from tools.critest_suite import FAILED, NOT_RUN, PASSED, SKIPPED, Run, Spec, Suite, SuiteError
+from tools.critest_surroundings import (
+    Side,
+    check,
+    directory_of_run,
+    hosts_lead_here,
+    no_shared_memory_left,
+    remove_pods,
+)
 from tools.node import Node, NodeError
 from tools.peer import Containerd
 from tools.registry import LocalRegistry, RegistryError
 
 SHIM, PEER = "portoshim", "containerd"
 SUBNET, BRIDGE = "10.87.0.0/16", "cni-critest"
-HOSTS = Path("/etc/hosts")
 
 _RPC_TIMEOUT_S = 60.0
-_INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # the kernel's PROC_PID_INIT_INO
-_SHARED_MEMORY = Path("/proc/sysvipc/shm")
-_SEGMENT_BYTES = 1048576  # what the HostIpc specs make
-_MESSAGE_LINES = 6
+_MESSAGE_LINES = 16
 
 
-class Side(Protocol):
-    """A CRI server under test."""
-
-    @property
-    def cri(self) -> CriClient: ...
-    @property
-    def socket(self) -> str: ...
-    @property
-    def log_path(self) -> Path: ...
-
-    def exit_status(self) -> int | None: ...
-
-
-# -- what surrounds a run ----------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def hosts_lead_here(names: Sequence[str], directory: Path) -> Iterator[None]:
-    """Have names resolve to this machine, for all in this mount namespace.
-
-    :raises SuiteError: they don't, even so.
-    """
-    file = directory / "hosts"
-    file.write_text(f"127.0.0.1 {' '.join(names)}\n{HOSTS.read_text()}")
-    subprocess.run(["mount", "--bind", str(file), str(HOSTS)], check=True)
-    try:
-        for name in names:
-            found = {info[4][0] for info in socket.getaddrinfo(name, 443, type=socket.SOCK_STREAM)}
-            if found != {"127.0.0.1"}:
-                raise SuiteError(f"{name} leads to {found} despite {HOSTS}: see /etc/nsswitch.conf")
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(HOSTS)], check=True)
-
-
-@contextmanager
-def no_shared_memory_left() -> Iterator[None]:
-    """Remove the segments that the suite makes on the host and leaves there."""
-    before = {row["shmid"] for row in _segments()}
-    yield
-    for row in _segments():
-        # A pid of 0 is one of another PID namespace: not ours to remove.
-        made_here = row["cpid"] != 0 and not Path(f"/proc/{row['cpid']}").exists()
-        if row["shmid"] not in before and row["size"] == _SEGMENT_BYTES and row["nattch"] == 0 and made_here:
-            subprocess.run(["ipcrm", "-m", str(row["shmid"])], check=False)
-
-
-def _segments() -> list[dict[str, int]]:
-    head, *rows = _SHARED_MEMORY.read_text().splitlines()
-    names = head.split()
-    return [dict(zip(names, map(int, row.split()), strict=True)) for row in rows]
-
-
-def remove_pods(side: Side) -> tuple[str, ...]:
-    """Remove the pods that are there; their names, and what went wrong."""
-    try:
-        pods = side.cri.ListPodSandbox(pb.ListPodSandboxRequest(), timeout=_RPC_TIMEOUT_S).items
-    except grpc.RpcError as err:
-        return (f"unknown: ListPodSandbox: {_said(err)}",)
-    found = []
-    for pod in pods:
-        name = pod.metadata.name
-        try:
-            side.cri.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=pod.id), timeout=_RPC_TIMEOUT_S)
-            side.cri.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=pod.id), timeout=_RPC_TIMEOUT_S)
-            found.append(name)
-        except grpc.RpcError as err:
-            found.append(f"{name}, which can't be removed: {_said(err)}")
-    return tuple(found)
-
-
-def _said(err: grpc.RpcError) -> str:
-    return f"{err.code().name}: {err.details()}"
+# -- a run and what is told of it --------------------------------------------------------------------------------------
 
 
 def version(side: Side) -> str:
@@ -136,9 +64,6 @@ def run(suite: Suite, name: str, side: Side, seed: int) -> Run:
     with no_shared_memory_left():
         done = suite.run(name, side.socket, seed, side.log_path, side.exit_status)
         return replace(done, left_behind=remove_pods(side))
-
-
-# -- what is told of it ------------------------------------------------------------------------------------------------
 
 
 def summary(done: Run, about: str, suite: Suite) -> str:
@@ -159,9 +84,23 @@ def summary(done: Run, about: str, suite: Suite) -> str:
 
 
 def _indented(spec: Spec) -> list[str]:
-    lines = spec.message.splitlines()
+    lines = list(_without_dumps(spec.message.splitlines()))
     shown = lines[:_MESSAGE_LINES] + (["..."] if len(lines) > _MESSAGE_LINES else [])
     return [f"    {line}" for line in (*shown, *spec.node_log)]
+
+
+def _without_dumps(lines: Iterable[str]) -> Iterator[str]:
+    """Leave out what gomega prints of the insides of gRPC errors and protobuf messages."""
+    end = ""
+    for line in lines:
+        text = line.strip()
+        if end:
+            if line.rstrip(",") == end:
+                end = ""
+        elif text in ("{", "state: {"):
+            end = line[: len(line) - len(line.lstrip())] + "}"
+        elif not text.startswith(("unknownFields:", "sizeCache:")):
+            yield line
 
 
 def comparison(ours: Run, theirs: Run) -> str:
@@ -192,19 +131,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace) -> list[Run]:
-    _check_surroundings(options)
+    if not options.list:
+        check(peer=options.compare is not None)
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         del os.environ[name]  # pods and the registry are on this machine
     with ExitStack() as stack:
-        temporary = tempfile.TemporaryDirectory(
-            prefix="critest-", dir=os.environ.get("SHIM_STAGE_DIR"), ignore_cleanup_errors=True
-        )
-        directory = Path(stack.enter_context(temporary))
-        output = Path(options.output) if options.output else directory / "output"
+        directory = stack.enter_context(directory_of_run())
+        output = Path(options.output or directory / "output").resolve()
         output.mkdir(parents=True, exist_ok=True)
-        suite = Suite(
-            output.resolve(), options.focus, options.skip, options.streaming == "websocket", options.timeout * 60
-        )
+        suite = Suite(output, options.focus, options.skip, options.streaming == "websocket", options.timeout * 60)
         if options.list:
             print("\n".join(suite.names()))
             return []
@@ -212,50 +147,44 @@ def _main(options: argparse.Namespace) -> list[Run]:
         registry = stack.enter_context(LocalRegistry(directory / "registry", names=critest_images.HOSTS, port=443))
         critest_images.push(registry)
         node = Node(directory / "node", registry=registry, config=options.set, debug=True, subnet=SUBNET, bridge=BRIDGE)
-        stack.callback(_keep_log, node.log_path, output / f"{SHIM}.log")
-        runs = []
-        with node:
-            runs += _runs(suite, SHIM, node, options)
+        runs = _runs(suite, SHIM, node, options)
+        _write(options, runs)
         if options.compare:
             peer = Containerd(directory / "peer", registry, Node(directory / "unused"))
-            stack.callback(_keep_log, peer.log_path, output / f"{PEER}.log")
-            with peer:
-                runs += _runs(suite, PEER, peer, options)
-            print(f"\n{comparison(runs[0], next(done for done in runs if done.side == PEER))}")
-        if options.report:
-            Path(options.report).write_text(json.dumps([done.to_json() for done in runs], indent=1))
+            theirs = _runs(suite, PEER, peer, options)
+            print(f"\n{comparison(runs[0], theirs[0])}")
+            runs += theirs
+            _write(options, runs)
         return runs
 
 
-def _runs(suite: Suite, name: str, side: Side, options: argparse.Namespace) -> list[Run]:
-    about = version(side)
-    runs = []
-    for number in range(options.repeat):
-        seed = options.seed + number
-        print(f"critest: {name} ({about}), seed {seed} ...", file=sys.stderr, flush=True)
-        runs.append(run(suite, name, side, seed))
-        print(summary(runs[-1], about, suite), flush=True)
-        if side.exit_status() is not None:
-            break  # what comes after would fail as a whole
+def _runs(suite: Suite, name: str, side: Node | Containerd, options: argparse.Namespace) -> list[Run]:
+    """The runs that were asked for, on one node, which is up for as long."""
+    runs: list[Run] = []
+    try:
+        with side:
+            about = version(side)
+            for number in range(options.repeat):
+                seed = options.seed + number
+                print(f"critest: {name} ({about}), seed {seed} ...", file=sys.stderr, flush=True)
+                runs.append(run(suite, name, side, seed))
+                print(summary(runs[-1], about, suite), flush=True)
+                if side.exit_status() is not None:
+                    break  # what comes after would fail as a whole
+    except NodeError as err:
+        if not runs:
+            raise
+        print(f"critest: {err}", file=sys.stderr)
+        runs[-1] = replace(runs[-1], note="; ".join(filter(None, (runs[-1].note, str(err)))))
+    finally:
+        if side.log_path.exists():
+            shutil.copyfile(side.log_path, suite.directory / f"{name}.log")
     return runs
 
 
-def _check_surroundings(options: argparse.Namespace) -> None:
-    if not stage.on_stage() and "PORTO_SOCKET" not in os.environ and not options.list:
-        raise SuiteError("it runs on a stage: make critest")
-    # PORTO_SOCKET alone says nothing of namespaces: this machine's own /etc/hosts must not be hidden.
-    if os.readlink("/proc/self/ns/pid") == _INITIAL_PID_NAMESPACE and not options.list:
-        raise SuiteError("it changes mounts and listens on port 443: run it, and portod, in namespaces of their own")
-    absent = [name for name in ("docker-registry", "gcc", "ipcmk", "ipcrm", "mount") if shutil.which(name) is None]
-    if absent:
-        raise SuiteError(f"not installed: {', '.join(absent)}")
-    if options.compare and (missing := Containerd.missing()) is not None:
-        raise SuiteError(missing)
-
-
-def _keep_log(log: Path, kept: Path) -> None:
-    if log.exists():
-        shutil.copyfile(log, kept)
+def _write(options: argparse.Namespace, runs: Sequence[Run]) -> None:
+    if options.report:
+        Path(options.report).write_text(json.dumps([done.to_json() for done in runs], indent=1))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -298,4 +227,5 @@ class _Settings(argparse.Action):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # what was started is ended
     sys.exit(main())

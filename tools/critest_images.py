@@ -143,7 +143,12 @@ def _httpd(base: Layer) -> Image:
             File(f"{home}/bin"),
             File(f"{home}/logs"),
             File(f"{home}/bin/httpd", program("webserver"), 0o755),
-            File("usr/local/bin/httpd-foreground", b'#!/bin/sh\nset -e\nexec httpd -DFOREGROUND "$@"\n', 0o755),
+            # By its path: the shell in Debian's busybox has an httpd of its own.
+            File(
+                "usr/local/bin/httpd-foreground",
+                f'#!/bin/sh\nexec /{home}/bin/httpd -DFOREGROUND "$@"\n'.encode(),
+                0o755,
+            ),
         ]
     )
     config = {

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -46,7 +47,10 @@ PASSED, FAILED, SKIPPED, NOT_RUN = "passed", "failed", "skipped", "not run"
 RPC_TIMEOUT_S = 60
 """On top of what a call itself may take (the grace period of a stop). The suite's own default is 300 s, for each call
 that hangs."""
-_GRACE_S = 30
+_GRACE_S = 30.0
+"""For what a spec cleans up after it was stopped."""
+_INTERRUPT_S = 40.0
+"""For critest to end after SIGINT: the grace, and the report."""
 _PREFIX = "[k8s.io] "
 _SKIPPED_BY_ITSELF = "benchmark"  # critest does that: benchmarks aren't validation
 _SHIM_RECORD = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}) (?:WARNING|ERROR|CRITICAL) ")
@@ -119,13 +123,13 @@ class Suite:
 
         :raises SuiteError: there is no critest, or it doesn't accept an expression.
         """
-        report = self.directory / "dry-run.json"
-        report.unlink(missing_ok=True)
-        command = [_program(), "-ginkgo.dry-run", f"-ginkgo.json-report={report}", *self._filters()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        if not report.exists():
-            raise SuiteError(f"critest can't list its specs:\n{(done.stdout + done.stderr)[-2000:]}")
-        return [_name(entry) for entry in _specs(report) if entry["State"] == PASSED]
+        with tempfile.TemporaryDirectory() as directory:
+            report = Path(directory) / "report.json"
+            command = [_program(), "-ginkgo.dry-run", f"-ginkgo.json-report={report}", *self._filters()]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            if not report.exists():
+                raise SuiteError(f"critest can't list its specs:\n{(done.stdout + done.stderr)[-2000:]}")
+            return [_name(entry) for entry in _specs(report) if entry["State"] == PASSED]
 
     def run(self, side: str, socket: str, seed: int, node_log: Path, node_ended: Callable[[], int | None]) -> Run:
         """Run it once, in the random order that the seed gives.
@@ -154,6 +158,8 @@ class Suite:
             finally:
                 _end_group(process)
         seconds = time.monotonic() - started
+        if not note and (status := node_ended()) is not None:
+            note = f"the node ended with status {status}"
         if not report.exists():
             note = note or f"critest ended with status {process.returncode} and no report:\n{_tail(log_path)}"
             return Run(side, seed, seconds, tuple(Spec(name, NOT_RUN) for name in names), note)
@@ -207,7 +213,7 @@ class Suite:
                 continue
             process.send_signal(signal.SIGINT)  # the report is written on the way out
             try:
-                process.wait(_GRACE_S + 10)
+                process.wait(_INTERRUPT_S)
             except subprocess.TimeoutExpired:
                 note += "; critest had to be killed"
             return note
