@@ -1,0 +1,89 @@
+"""The daemon as a process: signals, one at a time per state directory, start and end."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import resource
+import shutil
+import signal
+import sys
+from types import FrameType
+
+from shim_embedded_porto import kernel
+from shim_embedded_porto.errors import Fault
+from shim_embedded_porto.lifecycle import recovery
+from shim_embedded_porto.porto import Options, Porto
+from shim_embedded_porto.server import Server
+from shim_embedded_porto.statistics import CountingHandler
+
+logger = logging.getLogger("shim.embedded_porto")
+
+
+def run(options: Options, *, destroy_all: bool = False) -> int:
+    """Be the daemon until a signal ends it: SIGTERM and SIGHUP leave containers as they are, SIGINT destroys them.
+
+    :param destroy_all: restore, destroy everything and return.
+    :returns: the exit status.
+    """
+    missing = [name for name in ("crun", "tar") if shutil.which(name) is None]
+    if missing:
+        logger.error("%s not found: install the packages crun and tar", " and ".join(missing))
+        return 1
+    if os.geteuid() != 0:
+        logger.error("containers take root: run the embedded Porto as root")
+        return 1
+    os.umask(0o022)
+    os.chdir("/")
+    _raise_file_limit()
+    options.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(options.state / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        logger.error("another daemon works with %s: end it first, or give this one another --state", options.state)
+        return 1
+    try:
+        # Volumes that are mounted later have to show up in containers.
+        kernel.propagate("/", kernel.MS_SHARED | kernel.MS_REC)
+        porto = Porto(options)
+        porto.open()
+        recovery.recover(porto)
+    except (Fault, OSError) as err:
+        logger.error("can't start: %s", err)
+        return 1
+    logging.getLogger("shim").addHandler(CountingHandler(porto.statistics))
+    destroy_all |= not destroy_all and _serve(porto)
+    if destroy_all:
+        porto.destroy_everything()
+    else:
+        porto.close()
+    logging.shutdown()
+    sys.stdout.flush()
+    # Requests that don't end mustn't keep the process.
+    os._exit(0)
+
+
+def _serve(porto: Porto) -> bool:
+    """Serve clients; True when everything is to be destroyed."""
+    server = Server(porto)
+    received: list[int] = []
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        server.stop()
+
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, end)
+    server.listen()
+    porto.events.run()
+    logger.info("serving %s", porto.options.socket)
+    server.run()
+    logger.info("ending after %s", signal.Signals(received[0]).name)
+    return received[0] == signal.SIGINT
+
+
+def _raise_file_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

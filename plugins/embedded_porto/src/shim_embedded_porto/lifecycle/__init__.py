@@ -1,0 +1,1 @@
+"""What happens to containers: they are created, start, stop, die and are remembered."""

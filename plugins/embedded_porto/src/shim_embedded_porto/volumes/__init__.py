@@ -1,0 +1,1 @@
+"""Volumes, and the layers and storages they are made of."""
