@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
 DEFAULT_CGROUP = "porto-embedded"
@@ -27,10 +28,12 @@ def main() -> int:
     parser.add_argument("--cgroup", default=default_cgroup(), help="the cgroup for containers (default: %(default)s)")
     parser.add_argument("--log", help="the file to log to (default: standard error)")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    parser.add_argument("--parent", type=int, metavar="PID", help="end when this process, which has started it, does")
+    parser.add_argument("--ready", type=int, metavar="FD", help="write a byte there and close it, once serving")
     parser.add_argument("--destroy-all", action="store_true", help="destroy all containers and volumes, and end")
     arguments = parser.parse_args()
     logging.basicConfig(
-        filename=arguments.log,
+        handlers=[WatchedFileHandler(arguments.log) if arguments.log else logging.StreamHandler()],
         level=logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
@@ -46,7 +49,7 @@ def main() -> int:
         state=Path(os.path.abspath(arguments.state or f"{place}/porto_state")),
         cgroup=arguments.cgroup,
     )
-    return run(options, destroy_all=arguments.destroy_all)
+    return run(options, destroy_all=arguments.destroy_all, parent=arguments.parent, ready=arguments.ready)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from porto_api import rpc_pb2 as pb
 from shim_embedded_porto.errors import Fault, invalid_value
@@ -61,10 +61,12 @@ class Cred:
     uid: int
     gid: int
     groups: tuple[int, ...] = ()
+    given: str = field(default="", compare=False)
+    """How the user was called: by number, or by one of several names."""
 
     @property
     def user(self) -> str:
-        return user_name(self.uid)
+        return self.given or user_name(self.uid)
 
     @property
     def group(self) -> str:
@@ -113,7 +115,7 @@ def by_name(name: str) -> Cred:
         entry = pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
     except (KeyError, ValueError, OverflowError):
         raise invalid_value(f"Cannot find user: {name}") from None
-    return Cred(entry.pw_uid, entry.pw_gid).with_groups()
+    return replace(Cred(entry.pw_uid, entry.pw_gid).with_groups(), given=name)
 
 
 def from_message(message: pb.TCred, base: Cred = UNKNOWN, *, strict: bool = True) -> Cred:
@@ -126,7 +128,7 @@ def from_message(message: pb.TCred, base: Cred = UNKNOWN, *, strict: bool = True
     if message.HasField("user") or message.HasField("uid"):
         name = message.user if message.HasField("user") else str(message.uid)
         try:
-            cred = by_name(name)
+            cred = replace(by_name(name), given="")
         except Fault:
             if strict:
                 raise

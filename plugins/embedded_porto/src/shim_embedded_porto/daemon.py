@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import sys
+import time
 from types import FrameType
 
 from shim_embedded_porto import kernel
@@ -21,10 +22,16 @@ from shim_embedded_porto.statistics import CountingHandler
 logger = logging.getLogger("shim.embedded_porto")
 
 
-def run(options: Options, *, destroy_all: bool = False) -> int:
+_PR_SET_PDEATHSIG = 1
+_LOCK_PATIENCE_S = 10.0
+
+
+def run(options: Options, *, destroy_all: bool = False, parent: int | None = None, ready: int | None = None) -> int:
     """Be the daemon until a signal ends it: SIGTERM and SIGHUP leave containers as they are, SIGINT destroys them.
 
     :param destroy_all: restore, destroy everything and return.
+    :param parent: the process to end with, as by SIGTERM; it is the one that has started this one.
+    :param ready: a descriptor that gets a byte and is closed once clients are served.
     :returns: the exit status.
     """
     missing = [name for name in ("crun", "tar") if shutil.which(name) is None]
@@ -34,14 +41,18 @@ def run(options: Options, *, destroy_all: bool = False) -> int:
     if os.geteuid() != 0:
         logger.error("containers take root: run the embedded Porto as root")
         return 1
+    if parent is not None:
+        kernel.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            logger.error("process %d, which is to be the parent, isn't", parent)
+            return 1
     os.umask(0o022)
     os.chdir("/")
     _raise_file_limit()
     options.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = os.open(options.state / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    # One that ends with its parent may find the one before it about to end with the parent before.
+    if not _lock(lock, _LOCK_PATIENCE_S if parent is not None else 0.0):
         logger.error("another daemon works with %s: end it first, or give this one another --state", options.state)
         return 1
     try:
@@ -54,7 +65,7 @@ def run(options: Options, *, destroy_all: bool = False) -> int:
         logger.error("can't start: %s", err)
         return 1
     logging.getLogger("shim").addHandler(CountingHandler(porto.statistics))
-    destroy_all |= not destroy_all and _serve(porto)
+    destroy_all |= not destroy_all and _serve(porto, ready)
     if destroy_all:
         porto.destroy_everything()
     else:
@@ -65,7 +76,20 @@ def run(options: Options, *, destroy_all: bool = False) -> int:
     os._exit(0)
 
 
-def _serve(porto: Porto) -> bool:
+def _lock(fd: int, patience_s: float) -> bool:
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.02)
+        else:
+            return True
+
+
+def _serve(porto: Porto, ready: int | None) -> bool:
     """Serve clients; True when everything is to be destroyed."""
     server = Server(porto)
     received: list[int] = []
@@ -79,6 +103,9 @@ def _serve(porto: Porto) -> bool:
     server.listen()
     porto.events.run()
     logger.info("serving %s", porto.options.socket)
+    if ready is not None:
+        os.write(ready, b"1")
+        os.close(ready)
     server.run()
     logger.info("ending after %s", signal.Signals(received[0]).name)
     return received[0] == signal.SIGINT

@@ -61,13 +61,13 @@ def fork_sibling() -> int:
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
     result = _libc.mount(
-        source.encode(), target.encode(), kind.encode() or None, ctypes.c_ulong(flags), data.encode() or None
+        os.fsencode(source), os.fsencode(target), kind.encode() or None, ctypes.c_ulong(flags), data.encode() or None
     )
     _check(result, f"mount({source}, {target}, {kind}, {flags:#x}, {data})")
 
 
 def umount(target: str, flags: int = MNT_DETACH | UMOUNT_NOFOLLOW) -> None:
-    _check(_libc.umount2(target.encode(), flags), f"umount({target})")
+    _check(_libc.umount2(os.fsencode(target), flags), f"umount({target})")
 
 
 def umount_all(target: str) -> None:
@@ -95,12 +95,7 @@ def propagate(target: str, flags: int) -> None:
 def open_tree(path: str) -> int:
     """A copy of a mount tree that is mounted nowhere yet, as a descriptor."""
     flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE
-    return _check(int(_libc.syscall(_SYS_OPEN_TREE, -100, path.encode(), flags)), f"open_tree({path})")
-
-
-def open_mount(path: str) -> int:
-    """A mount itself, to be moved."""
-    return _check(int(_libc.syscall(_SYS_OPEN_TREE, -100, os.fsencode(path), OPEN_TREE_CLOEXEC)), f"open_tree({path})")
+    return _check(int(_libc.syscall(_SYS_OPEN_TREE, -100, os.fsencode(path), flags)), f"open_tree({path})")
 
 
 def open_tree_of(fd: int) -> int:
@@ -127,7 +122,7 @@ def pivot_root() -> None:
 
 def move_mount(fd: int, target: str) -> None:
     """Mount what :func:`open_tree` gave."""
-    result = _libc.syscall(_SYS_MOVE_MOUNT, fd, b"", -100, target.encode(), MOVE_MOUNT_F_EMPTY_PATH)
+    result = _libc.syscall(_SYS_MOVE_MOUNT, fd, b"", -100, os.fsencode(target), MOVE_MOUNT_F_EMPTY_PATH)
     _check(int(result), f"move_mount({target})")
 
 

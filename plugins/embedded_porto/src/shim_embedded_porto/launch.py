@@ -11,7 +11,9 @@ its privileges before: there is somebody in there to see it.
 from __future__ import annotations
 
 import array
+import ctypes
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -50,6 +52,8 @@ def run(plan: Plan, fds: list[int], control: socket.socket) -> NoReturn:
     """Carry out a plan. The process ends here, or becomes the container's."""
     try:
         reset_signals()
+        if plan["command"] is not None and plan["command"]["seccomp"] is not None:
+            _seccomp_library()  # now: the container's root may have another, or none
         if plan["isolate"]:
             _start_isolated(plan, fds, control)
         else:
@@ -372,8 +376,6 @@ def _open_streams(plan: Plan) -> None:
             os.dup2(fd, number)
             os.close(fd)
         if os.isatty(number):
-            import fcntl
-
             try:
                 fcntl.ioctl(number, _TIOCSCTTY, 0)
             except OSError:
@@ -394,13 +396,15 @@ def _enter_user_namespace(control: socket.socket) -> None:
         os._exit(1)
 
 
-def _load_seccomp(profile: dict[str, object]) -> None:
-    import ctypes
+def _seccomp_library() -> ctypes.CDLL:
+    return ctypes.CDLL("libseccomp.so.2")
 
+
+def _load_seccomp(profile: dict[str, object]) -> None:
     class Compare(ctypes.Structure):
         _fields_ = (("arg", ctypes.c_uint), ("op", ctypes.c_int), ("a", ctypes.c_uint64), ("b", ctypes.c_uint64))
 
-    library = ctypes.CDLL("libseccomp.so.2")
+    library = _seccomp_library()
     library.seccomp_init.restype = ctypes.c_void_p
     context = ctypes.c_void_p(library.seccomp_init(ctypes.c_uint32(profile["default"])))  # type: ignore[arg-type]
     if not context:
@@ -535,7 +539,6 @@ def _set_rlimit(name: str, number: int, soft: int, hard: int) -> None:
 
 
 def _bring_up_loopback() -> None:
-    import fcntl
     import struct
 
     get_flags, set_flags, up = 0x8913, 0x8914, 0x1

@@ -40,10 +40,13 @@ def replace_root(tree: int, process: int) -> None:
 
     :param process: /proc/self, opened where /proc shows this process.
     """
-    built = _mounts_on_root(process)
+    taken = []
+    # A later mount may cover an earlier one, as one on /etc does one on /etc/hosts: the last is taken off first.
+    for path in reversed(_mounts_on_root(process)):
+        taken.append((path, kernel.open_tree(path)))
+        kernel.umount(path)
     kernel.move_mount(tree, "/")
-    for path in built:
-        source = kernel.open_mount(path)
+    for path, source in reversed(taken):
         target = kernel.open_in(tree, path, kernel.O_PATH)
         kernel.move_mount_to(source, target)
         os.close(source)

@@ -35,7 +35,7 @@ def set_path(stream: Stream, path: str, client: Client) -> None:
 
 def _descriptor(path: str, where: str) -> int:
     try:
-        return text.parse_int(path[len("/dev/fd/") :], 0, 1 << 31, "int")
+        return text.parse_int(path[len("/dev/fd/") :], -(1 << 31), (1 << 31) - 1, "int") % (1 << 32)
     except Fault as fault:
         raise fault.within(where) from None
 

@@ -11,6 +11,7 @@ from shim_embedded_porto.limits import NS_PER_S
 
 UINT64_MAX = (1 << 64) - 1
 _INTEGER = re.compile(r"\s*[+-]?\d+")
+_HEXADECIMAL = re.compile(r"\s*[+-]?0[xX]([0-9a-fA-F]+\.?[0-9a-fA-F]*|\.[0-9a-fA-F]+)([pP][+-]?\d+)?")
 _FLOAT = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _SIZE_UNITS = "BKMGTPE"
 _NSEC_UNITS = {
@@ -73,7 +74,10 @@ def format_bool(value: bool) -> str:
 
 
 def parse_number(text: str) -> tuple[float, str]:
-    """A floating point number and the unit behind it."""
+    """A floating point number, as strtod(3) takes it, and the unit behind it."""
+    match = _HEXADECIMAL.match(text)
+    if match is not None:
+        return float.fromhex(match[0].strip()), text[match.end() :].strip()
     match = _FLOAT.match(text)
     if match is None:
         raise invalid_value(f"Bad value: {text}")
@@ -96,7 +100,7 @@ def parse_size(text: str) -> int:
     :raises Fault: InvalidValue.
     """
     match = _INTEGER.match(text)
-    if match is not None:
+    if match is not None and abs(int(match[0])) <= UINT64_MAX:
         unit = _size_multiplier(text[match.end() :].strip())
         # strtoull takes a minus sign for what it means modulo 2^64
         value = int(match[0]) % (UINT64_MAX + 1)
@@ -110,6 +114,8 @@ def parse_size(text: str) -> int:
     multiplier = _size_multiplier(name)
     if multiplier is None:
         raise invalid_value(f"Bad value unit: {name}")
+    if match is not None and not name and text[match.end() :].lstrip()[:1] in ("e", "E"):
+        multiplier = 1 << 60  # portod has taken the exponent for exabytes before
     if number * multiplier > UINT64_MAX:
         raise invalid_value(f"Too big: {text}")
     return int(number * multiplier)
@@ -150,6 +156,8 @@ def parse_cpu_power(text: str, cores: int) -> int:
     """CPU power in nanoseconds per second: ``1.5c`` cores, ``5000000ns``, or a bare percentage of the machine."""
     number = text.rstrip("".join({c for c in text if not c.isdigit()}))
     unit = text[len(number) :]
+    if not text:
+        return 0
     if unit == "":
         return _fixed_point(text, 2) * (NS_PER_S // (100 * 100) * cores)
     if unit == "c":

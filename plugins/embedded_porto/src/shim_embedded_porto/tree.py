@@ -33,6 +33,7 @@ class Tree:
         self._level1_controllers = level1_controllers
         self.root = self._make(None, limits.ROOT_ID, limits.ROOT)
         self.root.state = states.META
+        self.root.sanitize_capabilities()
         self.root.times.started = time.time()
         self._by_name = {limits.ROOT: self.root}
         self._ids = {limits.ROOT_ID}

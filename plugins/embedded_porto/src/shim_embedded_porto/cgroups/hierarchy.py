@@ -375,7 +375,7 @@ def write(path: str, value: str) -> None:
         finally:
             os.close(fd)
     except OSError as err:
-        raise system(err, f"Cannot write {path} = {value}") from err
+        raise system(err, f"Cannot set cgroup {os.path.basename(path)} = {value}: Cannot write {path}: write") from err
 
 
 def _read(path: str) -> str:

@@ -263,7 +263,7 @@ class User(Property):
 
     def start(self, ct: Container, ctx: Context) -> None:
         if ct.os_mode and not ct.userns and not ct.in_userns:
-            ct.cred = replace(ct.cred, uid=0)
+            ct.cred = replace(ct.cred, uid=0, given="")
 
 
 class Group(Property):
@@ -468,10 +468,10 @@ class SessionInfo(Property):
         return ct.session_info
 
     def set(self, ct: Container, value: str, ctx: Context) -> None:
-        words = value.split(" ", 2)
-        if len(words) != 3:
+        words = value.split(" ")
+        if value and len(words) != 3:
             raise Fault(pb.Unknown, f"Cannot parse {value}: expected 3 arguments")
-        for word in words[:2]:
+        for word in words[:2] if value else ():
             try:
                 text.parse_uint(word)
             except Fault as fault:

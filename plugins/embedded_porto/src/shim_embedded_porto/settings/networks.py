@@ -113,6 +113,8 @@ def parse(lines: Sequence[Sequence[str]]) -> Network:
         elif kind == "autoconf":
             if len(args) != 1:
                 raise wrong
+            if args[0] not in {name for _, name in devices}:
+                raise invalid_value(f"Link not found: {args[0]}")
         elif kind == "ip":
             raise permission("iproute is disabled")
         else:
@@ -140,8 +142,10 @@ def _check_vlan(kind: str, args: Sequence[str]) -> None:
 
 def parse_address(value: str) -> None:
     """:raises Fault: no IP address, with or without a prefix."""
+    address, _, prefix = value.partition("/")
     try:
-        ipaddress.ip_interface(value)
+        ipaddress.ip_address(address)
+        int(prefix or 0)  # libnl takes any prefix here
     except ValueError:
         wrong = f"Cannot parse address {value}: Invalid address for specified address family"
         raise Fault(pb.Unknown, wrong) from None

@@ -43,6 +43,8 @@ def parse(text: str) -> sp.TProfile:
         profile = text_format.Parse(text, sp.TProfile())
     except text_format.ParseError:
         raise invalid_value("invalid seccomp profile") from None
+    if not profile.IsInitialized():
+        raise invalid_value("invalid seccomp profile")
     check(profile)
     return profile
 

@@ -296,14 +296,15 @@ class Volumes:
         records = sorted(self._porto.store.volumes(), key=lambda record: int(record["id"]))
         for record in records:
             volume = Volume.from_record(record)
-            if not self._restore_one(volume, record, mounted):
+            if lost := self._restore_one(volume, record, mounted):
+                logger.warning("the volume %s is lost: %s", volume.path, lost)
                 broken.append(volume)
-        for volume in broken:
-            logger.warning("the volume %s is lost", volume.path)
+        for _ in broken:
             self._porto.statistics.add("volume_lost")
         self.destroy_all(broken)
 
-    def _restore_one(self, volume: Volume, record: Mapping[str, Any], mounted: set[str]) -> bool:
+    def _restore_one(self, volume: Volume, record: Mapping[str, Any], mounted: set[str]) -> str:
+        """Take up one volume; why it can't be, if so."""
         registry, tree = self.registry, self._porto.tree
         owner = tree.get(record["owner_container"]) or tree.root
         registry.add(volume, owner)
@@ -315,7 +316,7 @@ class Volumes:
                 if host_target and host_target in mounted:
                     mounts.unmount(host_target)
                 continue
-            if host_target and (host_target not in mounted or host_target in registry.links):
+            if host_target and (host_target not in mounted or registry.links.get(host_target, common) is not common):
                 continue
             link = Link(volume, ct, target, host_target, read_only, required)
             volume.links.append(link)
@@ -326,14 +327,13 @@ class Volumes:
             layers = [building.layer_path(volume, layer) for layer in volume.layers]
             registry.add_dependencies(volume, layers)
         except Fault as fault:
-            logger.warning("volume %s: %s", volume.path, fault)
-            return False
+            return str(fault)
         if volume.state != states.READY:
-            return False
+            return f"it was {volume.state}"
         if volume.backend not in ("dir", "quota") and volume.path not in mounted:
-            return False
+            return "it is not mounted any more"
         if not volume.links:
             registry.set_state(volume, states.UNLINKED)
-            return False
+            return "no container holds it"
         volume.space = backends.measure(volume)
-        return os.path.exists(volume.path)
+        return "" if os.path.exists(volume.path) else "its directory is gone"
