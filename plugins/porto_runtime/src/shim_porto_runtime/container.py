@@ -27,7 +27,7 @@ from shim_core.errors import (
 from shim_porto_runtime import devices, mounts, process, sandbox, spec, states, users
 from shim_porto_runtime import security as checks
 from shim_porto_runtime.cancelling import porto_token
-from shim_porto_runtime.names import check_id, new_id
+from shim_porto_runtime.names import check_id, new_id, no_such
 from shim_porto_runtime.porto_errors import porto_errors
 from shim_porto_runtime.records import ContainerRecord, ContainerState, SandboxRecord
 from shim_porto_runtime.seccomp import compile_profile
@@ -51,7 +51,7 @@ def create(rt: Runtime, request: pb.CreateContainerRequest, context: CallContext
     config = request.config
     owner = rt.records.sandboxes.find(check_id(request.pod_sandbox_id, "pod_sandbox_id"))
     if owner is None:
-        raise NotFound(f"sandbox {request.pod_sandbox_id[:64]}: no such sandbox")
+        raise no_such("sandbox", request.pod_sandbox_id)
     spec.check_container(config)
     if config.linux.security_context.privileged and not owner.config.linux.security_context.privileged:
         raise InvalidArgument("linux.security_context.privileged: needs a sandbox that is privileged too")
@@ -96,7 +96,10 @@ def start(rt: Runtime, request: pb.StartContainerRequest, context: CallContext) 
             raise FailedPrecondition(
                 f"container {record.id[:13]} is {record.state.value}; only a created one can start"
             )
-        _start(rt, owner, record, context)
+        with rt.starts.under_way(record.id):
+            _start(rt, owner, record, context)
+            if rt.starts.finish(record.id):
+                states.refresh_container(rt, rt.records.containers.get(record.id) or record)
     return pb.StartContainerResponse()
 
 
@@ -150,11 +153,11 @@ def reopen_log(
 def get(rt: Runtime, container_id: str) -> ContainerRecord:
     """The record of a container.
 
-    :raises NotFound: there is none.   :raises InvalidArgument: not an id.
+    :raises NotFound: there is none.   :raises InvalidArgument: the id is empty, or that of several.
     """
     record = rt.records.containers.find(check_id(container_id, "container_id"))
     if record is None or record.state is ContainerState.CREATING:
-        raise NotFound(f"container {container_id}: no such container")
+        raise no_such("container", container_id)
     return record
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import threading
 from collections.abc import Callable
@@ -91,6 +92,13 @@ def clone_mounts(path: str, *, readonly: bool) -> int:
 def attach_mounts(fd: int, target: str) -> None:
     """Put a detached copy at ``target``, as the calling thread sees it (move_mount(2))."""
     _check(_libc.syscall(_SYS_MOVE_MOUNT, fd, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH), target)
+
+
+def has_mount_setattr() -> bool:
+    """True where the kernel can change a tree of mounts at once (mount_setattr(2), Linux 5.12)."""
+    # No kernel takes a structure of no size: asked like this, it changes nothing.
+    result = _libc.syscall(_SYS_MOUNT_SETATTR, _AT_FDCWD, b"/", 0, None, 0)
+    return bool(result == 0 or ctypes.get_errno() != errno.ENOSYS)
 
 
 def in_thread(step: Callable[[], T]) -> T:

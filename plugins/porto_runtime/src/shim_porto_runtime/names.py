@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import secrets
 
-from shim_core.errors import InvalidArgument
+from shim_core.errors import InvalidArgument, NotFound
 
 PAUSE = "pause"
 _ID = re.compile(r"[0-9a-f]{64}")
@@ -31,17 +31,29 @@ def is_id(text: str) -> bool:
 
 
 def check_id(text: str, field: str) -> str:
-    """An id as a client sends it, whole or shortened.
+    """An id as a client sends it: whole, shortened, or none that was ever given out, which no record is found by.
 
-    Nothing else may come near Porto, where ``*``, ``***``, ``self``, ``.`` and ``/`` have meanings.
-
-    :raises InvalidArgument: it is empty, or holds anything but hex digits.
+    :raises InvalidArgument: it is empty.
     """
     if not text:
         raise InvalidArgument(f"{field}: must not be empty")
-    if not _ID_PREFIX.fullmatch(text):
-        raise InvalidArgument(f"{field}: not an id: {text[:80]!r}; ids are up to 64 lower-case hex digits")
     return text
+
+
+def may_be_id(text: str) -> bool:
+    """True for a CRI id, whole or shortened.
+
+    Nothing else may come near Porto, where ``*``, ``***``, ``self``, ``.`` and ``/`` have meanings.
+    """
+    return _ID_PREFIX.fullmatch(text) is not None
+
+
+def no_such(kind: str, text: str) -> NotFound:
+    """The error for an id that nothing has.
+
+    :param kind: what it should be the id of: ``sandbox``, ``container``.
+    """
+    return NotFound(f"no such {kind}: {text[:64]!r}")
 
 
 class Names:

@@ -40,6 +40,7 @@ from shim_porto_runtime.records import ContainerState, Records
 from shim_porto_runtime.runtime import Directories, Runtime
 from shim_porto_runtime.samples import Sampler
 from shim_porto_runtime.settings import PortoSection
+from shim_porto_runtime.starts import Starts
 from shim_porto_runtime.usage import UsageSampler
 
 logger = logging.getLogger("shim.porto_runtime")
@@ -113,6 +114,7 @@ class PortoRuntime:
             usage=UsageSampler(porto),
             hooks=shim.hooks,
             locks=NamedLocks(),
+            starts=Starts(),
             names=names,
             directories=directories,
             init=directories.install_init(),
@@ -138,6 +140,8 @@ class PortoRuntime:
         if rt is None or parsed is None or event.state in states.ALIVE:
             return
         sandbox_id, rest = parsed
+        if rt.starts.put_off(rest):
+            return
         if (found := rt.records.containers.get(rest)) is not None and found.state is ContainerState.RUNNING:
             states.record_exits(rt, [found])
         elif rest in ("", PAUSE) and (owner := rt.records.sandboxes.get(sandbox_id)) is not None:

@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError, Message
 
 from shim_core.cri.v1 import api_pb2 as pb
 from shim_core.errors import AlreadyExists, InvalidArgument, ResourceExhausted, StartupError
+from shim_porto_runtime.names import may_be_id
 
 logger = logging.getLogger("shim.porto_runtime.records")
 
@@ -208,12 +209,12 @@ class Table(Generic[R]):
         return self._by_id.get(found) if found else None
 
     def find(self, prefix: str) -> R | None:
-        """The record whose id is, or begins with, ``prefix``.
+        """The record whose id is, or begins with, ``prefix``; None for what is no id.
 
         :raises InvalidArgument: several do.
         """
         record = self._by_id.get(prefix)
-        if record is not None or len(prefix) == 64 or not prefix:
+        if record is not None or len(prefix) == 64 or not may_be_id(prefix):
             return record
         found = [record for record in self.all() if record.id.startswith(prefix)]
         if len(found) > 1:

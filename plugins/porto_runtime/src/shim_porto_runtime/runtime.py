@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import secrets
 import shutil
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
     from shim_porto_runtime.names import Names
     from shim_porto_runtime.records import Records
     from shim_porto_runtime.samples import Sampler
+    from shim_porto_runtime.starts import Starts
     from shim_porto_runtime.usage import UsageSampler
+
+logger = logging.getLogger("shim.porto_runtime.directories")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +163,8 @@ class Directories:
                 path.rmdir()
             except FileNotFoundError:
                 pass
+            except OSError as err:
+                logger.warning("%s: %s; it is left as it is", path, err.strerror)
         shutil.rmtree(owned, ignore_errors=True)
 
 
@@ -179,6 +185,7 @@ class Runtime:
     usage: UsageSampler
     hooks: Any
     locks: NamedLocks
+    starts: Starts
     names: Names
     directories: Directories
     init: Path

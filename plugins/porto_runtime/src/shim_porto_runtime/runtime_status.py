@@ -11,7 +11,9 @@ from porto_api import PortoError
 from shim_core.context import CallContext
 from shim_core.cri.v1 import api_pb2 as pb
 from shim_core.types import RuntimeCondition
+from shim_porto_runtime import linux
 from shim_porto_runtime.porto_errors import porto_errors
+from shim_porto_runtime.sandbox import HANDLERS
 
 if TYPE_CHECKING:
     from shim_porto_runtime.runtime import Runtime
@@ -37,8 +39,9 @@ def status(rt: Runtime, request: pb.StatusRequest, context: CallContext) -> pb.S
     if not any(condition.type == "NetworkReady" for condition in conditions):
         message = "no plugin provides pod networks; install shim-cni-net"
         conditions.append(RuntimeCondition("NetworkReady", False, "NoNetworkPlugin", message))
+    features = pb.RuntimeHandlerFeatures(recursive_read_only_mounts=linux.has_mount_setattr())
     response = pb.StatusResponse(
-        runtime_handlers=[pb.RuntimeHandler(name=name, features=pb.RuntimeHandlerFeatures()) for name in ("", "porto")],
+        runtime_handlers=[pb.RuntimeHandler(name=name, features=features) for name in sorted(HANDLERS)],
         features=pb.RuntimeFeatures(supplemental_groups_policy=True),
     )
     for condition in sorted(conditions, key=lambda c: c.type != "RuntimeReady"):

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from shim_core.context import CallContext
 from shim_core.cri.v1 import api_pb2 as pb
-from shim_core.errors import NotFound
 from shim_porto_runtime import states
-from shim_porto_runtime.names import check_id
+from shim_porto_runtime.names import check_id, no_such
 from shim_porto_runtime.records import SandboxRecord, SandboxState
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def sandbox_status(
     """PodSandboxStatus."""
     record = rt.records.sandboxes.find(check_id(request.pod_sandbox_id, "pod_sandbox_id"))
     if record is None or record.state is SandboxState.CREATING:
-        raise NotFound(f"sandbox {request.pod_sandbox_id}: no such sandbox")
+        raise no_such("sandbox", request.pod_sandbox_id)
     record = states.refresh_sandbox(rt, record)
     response = pb.PodSandboxStatusResponse(status=status_of(record))
     if request.verbose:

@@ -81,6 +81,8 @@ def record_exits(rt: Runtime, candidates: Iterable[ContainerRecord]) -> None:
         if isinstance(state, PortoError) and not isinstance(state, ContainerDoesNotExist):
             logger.warning("%s: its state can't be read: %s", name, state)
             continue
+        if rt.starts.put_off(record.id):
+            continue
         code, reason, message, finished_at = _how_it_ended(record, values)
         _flush(rt, record)
         ended = rt.records.containers.update(

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from shim_core.context import CallContext
 from shim_core.cri.v1 import api_pb2 as pb
-from shim_core.errors import NotFound
 from shim_porto_runtime import container, states
-from shim_porto_runtime.names import check_id
+from shim_porto_runtime.names import check_id, no_such
 from shim_porto_runtime.records import ContainerRecord, ContainerState, SandboxRecord, SandboxState
 from shim_porto_runtime.samples import Interface, Pressure, Sample, interfaces
 from shim_porto_runtime.sandbox_status import labels_match
@@ -55,7 +54,7 @@ def sandbox_stats(rt: Runtime, request: pb.PodSandboxStatsRequest, context: Call
     """PodSandboxStats."""
     record = rt.records.sandboxes.find(check_id(request.pod_sandbox_id, "pod_sandbox_id"))
     if record is None or record.state is SandboxState.CREATING:
-        raise NotFound(f"sandbox {request.pod_sandbox_id}: no such sandbox")
+        raise no_such("sandbox", request.pod_sandbox_id)
     found = list(_of_sandboxes(rt, [record]))
     return pb.PodSandboxStatsResponse(stats=found[0])
 

@@ -6,10 +6,10 @@ import socket
 from typing import TYPE_CHECKING
 
 from shim_core.context import CallContext
-from shim_core.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from shim_core.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, Unavailable
 from shim_core.types import AttachSession, ExecSession, PortForwardSession
 from shim_porto_runtime import exec, linux, sandbox, states
-from shim_porto_runtime.names import check_id
+from shim_porto_runtime.names import check_id, no_such
 from shim_porto_runtime.records import SandboxRecord, SandboxState
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def port_forward(rt: Runtime, session: PortForwardSession, context: CallContext)
 def _ready(rt: Runtime, sandbox_id: str) -> SandboxRecord:
     record = rt.records.sandboxes.find(check_id(sandbox_id, "pod_sandbox_id"))
     if record is None or record.state is SandboxState.CREATING:
-        raise NotFound(f"sandbox {sandbox_id}: no such sandbox")
+        raise no_such("sandbox", sandbox_id)
     record = states.refresh_sandbox(rt, record)
     if record.state is not SandboxState.READY:
         raise FailedPrecondition(f"sandbox {record.id[:13]} is not ready")

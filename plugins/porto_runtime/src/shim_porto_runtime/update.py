@@ -9,7 +9,7 @@ from shim_core.context import CallContext
 from shim_core.cri.v1 import api_pb2 as pb
 from shim_core.errors import FailedPrecondition, Internal, NotFound, Unimplemented
 from shim_porto_runtime import container, resources, spec, states
-from shim_porto_runtime.names import check_id
+from shim_porto_runtime.names import check_id, no_such
 from shim_porto_runtime.porto_errors import porto_errors, translate
 from shim_porto_runtime.records import ContainerState, SandboxState
 
@@ -48,7 +48,7 @@ def sandbox_resources(
         resources.check(getattr(request, name), name)
     record = rt.records.sandboxes.find(check_id(request.pod_sandbox_id, "pod_sandbox_id"))
     if record is None or record.state is SandboxState.CREATING:
-        raise NotFound(f"sandbox {request.pod_sandbox_id}: no such sandbox")
+        raise no_such("sandbox", request.pod_sandbox_id)
     if record.state is not SandboxState.READY:
         raise FailedPrecondition(f"sandbox {record.id[:13]} is not ready: its resources can't be changed")
     config = pb.PodSandboxConfig()

@@ -27,7 +27,7 @@ class User:
     uid: int
     gid: int
     groups: tuple[int, ...]
-    """Supplementary groups, sorted, the primary one not repeated."""
+    """Supplementary groups, sorted, the primary one among them, as login has them: a setgid program keeps it."""
     home: str = "/"
 
 
@@ -66,7 +66,7 @@ def resolve(security: pb.LinuxContainerSecurityContext, image_user: str, root: s
     groups = {check_id(gid, "linux.security_context.supplemental_groups") for gid in security.supplemental_groups}
     if security.supplemental_groups_policy == pb.Merge and account.name:
         groups |= {found for _, found, members in _groups(root) if account.name in members}
-    return User(account.uid, gid, tuple(sorted(groups - {gid})), account.home)
+    return User(account.uid, gid, tuple(sorted(groups | {gid})), account.home)
 
 
 def check_id(value: int, field: str) -> int:
