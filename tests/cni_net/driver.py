@@ -1,22 +1,26 @@
-"""A daemon in small, to be killed: the plugin alone, one sandbox attached, confirmed, detached.
+"""Daemons in small, to be killed: the plugin alone, one sandbox attached and detached.
 
 ::
 
     python -m tests.cni_net.driver DIRECTORY
-    python -m tests.cni_net.driver DIRECTORY --line NUMBER
-    python -m tests.cni_net.driver DIRECTORY --start NUMBER
 
-Says what it does. With ``--line`` it kills itself with SIGKILL before it executes that many lines of the plugin's
-code; with 0 it only says how many there are. With ``--start`` it says when it is about to start that many processes.
+Forks a daemon for each line it reads, since an interpreter takes longer to start than the rest. With ``line NUMBER`` the
+daemon kills itself with SIGKILL before it executes that many lines of the plugin's code; with 0 it only says how many
+there are. With ``start NUMBER`` it says when it is about to start that many processes. Otherwise it says what it does.
+
+:class:`Driver` is the other end.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
+import subprocess
 import sys
 import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -55,12 +59,115 @@ class Executioner:
         return self._trace
 
 
+class Driver:
+    """Has daemons started, one at a time, and hears what they say."""
+
+    def __init__(self, directory: Path) -> None:
+        argv = [sys.executable, "-m", __name__, str(directory)]
+        root = Path(__file__).parents[2]
+        self._process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root, bufsize=1
+        )
+
+    @contextmanager
+    def daemon(self, how: str = "") -> Iterator[Daemon]:
+        """A daemon that has ended when this does."""
+        self.say(how)
+        daemon = Daemon(self, int(self.hear()))
+        try:
+            yield daemon
+        finally:
+            daemon.wait()
+
+    def say(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n")
+
+    def hear(self) -> str:
+        """The next line, without its end."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the driver has ended"
+        return line.rstrip("\n")
+
+    def close(self) -> None:
+        with self._process as process:
+            assert process.stdin is not None
+            process.stdin.close()
+
+
+class Daemon:
+    """A daemon that a driver has started."""
+
+    def __init__(self, driver: Driver, pid: int) -> None:
+        self._driver = driver
+        self._pid = pid
+        self._status: int | None = None
+
+    def hear(self) -> str:
+        """The next thing it says."""
+        return self._driver.hear()
+
+    def kill(self) -> None:
+        # Nobody has waited for it yet: the id is still its own.
+        os.kill(self._pid, signal.SIGKILL)
+
+    def wait(self) -> int:
+        """Its exit status; a signal's number is negative."""
+        if self._status is None:
+            self._driver.say("wait")
+            while not (line := self._driver.hear()).startswith("ended "):
+                pass
+            self._status = int(line.removeprefix("ended "))
+        return self._status
+
+
 def node(directory: Path) -> Node:
     """The node that driver and test share."""
     return Node(directory, bin_dirs=[REAL_PLUGINS])
 
 
-def announce(number: int) -> None:
+def main(directory: Path) -> None:
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            _run(directory, line.split())
+        sys.stdin.readline()
+        print("ended", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+def _run(directory: Path, how: list[str]) -> None:
+    """A daemon's life."""
+    print(os.getpid(), flush=True)
+    try:
+        daemon = node(directory)
+        match how:
+            case ["line", number]:
+                executioner = Executioner(int(number))
+                executioner.start()
+                _attach_and_detach(daemon)
+                print(executioner.executed, flush=True)
+            case ["start", number]:
+                _announce(int(number))
+                _attach_and_detach(daemon)
+            case _:
+                _attach_and_detach(daemon)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def _attach_and_detach(daemon: Node) -> None:
+    with daemon:
+        print("attach", flush=True)
+        daemon.attach(POD)
+        print("detach", flush=True)
+        daemon.detach(POD)
+    print("done", flush=True)
+
+
+def _announce(number: int) -> None:
     """Say ``start`` just before so many processes have been started."""
     started = 0
 
@@ -74,25 +181,5 @@ def announce(number: int) -> None:
     sys.addaudithook(on_event)
 
 
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--line", type=int)
-    parser.add_argument("--start", type=int)
-    options = parser.parse_args(argv)
-    daemon = node(options.directory)
-    executioner = Executioner(options.line or 0)
-    if options.line is not None:
-        executioner.start()
-    if options.start is not None:
-        announce(options.start)
-    with daemon:
-        print("attach", flush=True)
-        daemon.attach(POD)
-        print("detach", flush=True)
-        daemon.detach(POD)
-    print(executioner.executed, flush=True)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(Path(sys.argv[1]))

@@ -84,9 +84,10 @@ class FakePlugin:
         """The calls so far, in order; those of the given commands."""
         noted = []
         for path in sorted(self._beside("calls").glob("*.call")):
-            fields = path.read_text().split("\n")[:6]
-            if not commands or fields[0] in commands:
-                noted.append(Noted(*fields, stdin=json.loads(path.with_suffix(".stdin").read_bytes() or b"{}")))
+            command, container_id, netns, ifname, args, search_path = path.read_text().split("\n")[:6]
+            if not commands or command in commands:
+                stdin = json.loads(path.with_suffix(".stdin").read_bytes() or b"{}")
+                noted.append(Noted(command, container_id, netns, ifname, args, search_path, stdin))
         return noted
 
     def _beside(self, suffix: str) -> Path:

@@ -221,11 +221,16 @@ def test_a_cancelled_call_ends_the_plugin(node: Node, broken: FakePlugin, before
     broken.on("ADD", "touch $0.running; sleep 1000")
     context = testing.context()
     started = broken.path.with_name("broken.running")
-    cancel = threading.Thread(target=lambda: until(started.exists) and context.cancel())
-    cancel.start()
+
+    def cancel() -> None:
+        if until(started.exists):
+            context.cancel()
+
+    canceller = threading.Thread(target=cancel)
+    canceller.start()
     with pytest.raises(Cancelled, match=r"broken"):
         node.attach(POD, context)
-    cancel.join()
+    canceller.join()
     assert processes() == []
     # The client's context is cancelled, and yet DEL has its own time.
     assert node.detach(POD, context)

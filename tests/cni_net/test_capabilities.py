@@ -32,8 +32,9 @@ def test_cni_args_are_the_five_keys() -> None:
 @pytest.mark.parametrize("field", ["name", "namespace", "uid"])
 @pytest.mark.parametrize("value", ["a;IP=10.0.0.1", "a=b", "a\nb", "a\0", "a b", "a,b", "ü", "x" * 254, "a;"])
 def test_cni_args_cannot_be_added_to(field: str, value: str) -> None:
+    fields: dict[str, Any] = {field: value}
     with pytest.raises(InvalidArgument, match=f"metadata.{field}: "):
-        cni_args(sandbox(**{field: value}))
+        cni_args(sandbox(**fields))
 
 
 @given(st.text(max_size=40), st.text(max_size=40), st.text(max_size=40))

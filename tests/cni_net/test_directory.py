@@ -93,7 +93,12 @@ def test_what_has_not_changed_is_not_read_again(
     write(conf / "10.conflist", "net")
     reads: list[str] = []
     load = netconf.load_file
-    monkeypatch.setattr(netconf, "load_file", lambda path: reads.append(path) or load(path))
+
+    def load_file(path: str) -> netconf.NetworkConfig | None:
+        reads.append(path)
+        return load(path)
+
+    monkeypatch.setattr(netconf, "load_file", load_file)
     networks = configs.networks()
 
     def settled() -> bool:

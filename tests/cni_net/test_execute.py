@@ -137,7 +137,12 @@ def test_time_is_bounded_and_the_group_is_ended(bin_dir: Path, shell: str) -> No
 def test_cancelling_ends_it_at_once(bin_dir: Path) -> None:
     context = testing.context()
     write(bin_dir, "touch $0.running; sleep 1000")
-    timer = threading.Thread(target=lambda: until((bin_dir / "p.running").exists) and context.cancel())
+
+    def cancel() -> None:
+        if until((bin_dir / "p.running").exists):
+            context.cancel()
+
+    timer = threading.Thread(target=cancel)
     timer.start()
     started = time.monotonic()
     with pytest.raises(PluginError, match=r"cancelled"):

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import random
-import select
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +28,7 @@ PLUGIN_CALLS = 10
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Iterator[Node]:
+def node(tmp_path: Path) -> Node:
     node = driver.node(tmp_path)
     node.network(BRIDGE, TUNING, BANDWIDTH, FIREWALL, PORTMAP)
     return node
@@ -47,10 +44,11 @@ def before(node: Node) -> dict[str, Any]:
     return _look(node)
 
 
-def start(node: Node, *arguments: str) -> subprocess.Popen[str]:
-    argv = [sys.executable, "-m", "tests.cni_net.driver", str(node.directory), *arguments]
-    root = Path(__file__).parent.parent.parent
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=root, bufsize=1)
+@pytest.fixture
+def daemons(node: Node) -> Iterator[driver.Driver]:
+    made = driver.Driver(node.directory)
+    yield made
+    made.close()
 
 
 def stop_and_remove(node: Node) -> None:
@@ -72,32 +70,29 @@ def _look(node: Node) -> dict[str, Any]:
     return footprint("/var/lib/cni", node.state)
 
 
-def test_at_any_moment(node: Node, before: dict[str, Any]) -> None:
-    with start(node) as daemon:
-        assert daemon.stdout is not None
-        assert daemon.stdout.readline() == "attach\n"
+def test_at_any_moment(node: Node, before: dict[str, Any], daemons: driver.Driver) -> None:
+    with daemons.daemon() as daemon:
+        assert daemon.hear() == "attach"
         started = time.monotonic()
-        assert daemon.stdout.read() == "detach\n0\n"
+        assert [daemon.hear(), daemon.hear()] == ["detach", "done"]
         whole_s = time.monotonic() - started
     seed = random.randrange(2**32)
     moments = random.Random(seed)
     for number in range(ROUNDS):
         after_s = moments.uniform(0, whole_s)
-        with start(node) as daemon:
-            assert daemon.stdout is not None
-            assert daemon.stdout.readline() == "attach\n"
-            # Nobody writes to this pipe: select() is a sleep that ends early with the process.
-            select.select([], [], [], after_s)
-            daemon.send_signal(signal.SIGKILL)
+        with daemons.daemon() as daemon:
+            assert daemon.hear() == "attach"
+            time.sleep(after_s)
+            daemon.kill()
         stop_and_remove(node)
         after = settles(before, "/var/lib/cni", node.state)
         assert after == before, f"round {number}, seed {seed}: killed after {after_s * 1000:.1f} ms"
 
 
-def test_at_any_line(node: Node, before: dict[str, Any]) -> None:
-    with start(node, "--line", "0") as daemon:
-        assert daemon.stdout is not None
-        lines = int(daemon.stdout.read().split()[-1])
+def test_at_any_line(node: Node, before: dict[str, Any], daemons: driver.Driver) -> None:
+    with daemons.daemon("line 0") as daemon:
+        assert [daemon.hear(), daemon.hear(), daemon.hear()] == ["attach", "detach", "done"]
+        lines = int(daemon.hear())
     assert lines > 500
     seed = random.randrange(2**32)
     # One at a random place of each of so many equal parts: no stretch of the code is left out.
@@ -105,31 +100,27 @@ def test_at_any_line(node: Node, before: dict[str, Any]) -> None:
     choice = random.Random(seed)
     for number in range(ROUNDS):
         line = max(1, int(number * part + choice.uniform(0, part)))
-        with start(node, "--line", str(line)) as daemon:
+        with daemons.daemon(f"line {line}") as daemon:
             assert daemon.wait() in (-signal.SIGKILL, 0), "a few lines more or less are executed each time"
         stop_and_remove(node)
         after = settles(before, "/var/lib/cni", node.state)
         assert after == before, f"round {number}, seed {seed}: killed at line {line} of {lines}"
 
 
-def test_while_a_plugin_is_being_started(node: Node, before: dict[str, Any]) -> None:
+def test_while_a_plugin_is_being_started(node: Node, before: dict[str, Any], daemons: driver.Driver) -> None:
     """Between fork and exec the plugin's process looks like the daemon's, and goes on without it."""
     seed = random.randrange(2**32)
     moments = random.Random(seed)
     for number in range(STARTS):
         call, after_s = number % PLUGIN_CALLS + 1, moments.uniform(0, 0.0015)
-        with start(node, "--start", str(call)) as daemon:
-            assert daemon.stdout is not None
-            while daemon.stdout.readline() != "start\n":
-                assert daemon.poll() is None
+        with daemons.daemon(f"start {call}") as daemon:
+            while (said := daemon.hear()) != "start":
+                assert said in ("attach", "detach")
             # Too short for a timer.
             deadline = time.perf_counter() + after_s
             while time.perf_counter() < deadline:
                 pass
-            daemon.send_signal(signal.SIGKILL)
-            daemon.wait()
-            # The process may hold our pipe, so that it must not be waited for here.
-            daemon.stdout.close()
+            daemon.kill()
         stop_and_remove(node)
         after = settles(before, "/var/lib/cni", node.state)
         assert after == before, f"round {number}, seed {seed}: call {call}, killed after {after_s * 1e6:.0f} us"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from shim_cni_net.locks import OperationLocks
@@ -76,7 +77,7 @@ def test_everything_gives_up_in_time_and_leaves_no_trace() -> None:
 
 def test_an_error_inside_frees_the_lock() -> None:
     locks = OperationLocks()
-    for take in (lambda: locks.sandbox("a", 0.1), lambda: locks.everything(0.1)):
+    for take in (partial(locks.sandbox, "a", 0.1), partial(locks.everything, 0.1)):
         for _ in range(2):
             with pytest.raises(ZeroDivisionError), take():
                 raise ZeroDivisionError

@@ -25,6 +25,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
 
 
 def condition(node: Node) -> RuntimeCondition:
+    answer: RuntimeCondition
     [answer] = node.manager.hook.runtime_conditions(context=testing.context())
     assert answer.type == "NetworkReady"
     assert (answer.reason, bool(answer.message)) == (("", False) if answer.status else ("NetworkPluginNotReady", True))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -178,7 +179,7 @@ def test_other_kinds_of_interfaces(node: Node, tmp_path: Path, outside: str, kin
     one, two = (node.attach(pod) for pod in pods)
     with web_server(one.netns_path, 8000, "web", tmp_path):
         for address in one.addresses:
-            assert until(lambda address=address: _reaches(address, two.netns_path)), f"{address} is out of reach"
+            assert until(partial(_reaches, address, two.netns_path)), f"{address} is out of reach"
             if kind == "ptp":
                 assert get(address, 8000) == "web"
     for pod in pods:

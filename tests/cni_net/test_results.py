@@ -162,7 +162,7 @@ def test_the_primary_address_is_the_first_of_the_family_preferred(preference: An
 
 
 def test_addresses_of_other_interfaces_are_not_the_pods() -> None:
-    tree = {
+    tree: dict[str, Any] = {
         "interfaces": [
             {"name": "cni0"},
             {"name": "net1", "sandbox": "x"},

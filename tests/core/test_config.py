@@ -33,7 +33,7 @@ class Beta(Section):
     registries: tuple[Entry, ...] = ()
 
 
-SECTIONS = [PortoshimSection, PluginsSection, Alpha, Beta]
+SECTIONS: list[type[Section]] = [PortoshimSection, PluginsSection, Alpha, Beta]
 
 
 def parse(text: str) -> Config:

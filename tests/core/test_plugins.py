@@ -36,7 +36,7 @@ GOOD = "class Plugin:\n    @hookimpl\n    def cri_version(self, request, context
 
 
 def load(**settings: list[str]) -> tuple[list[plugins.Plugin], object]:
-    found = plugins.discover(**settings)  # type: ignore[arg-type]
+    found = plugins.discover(**settings)
     manager = plugins.new_manager()
     plugins.register(manager, found)
     return found, manager.hook.cri_version(request=None, context=None)

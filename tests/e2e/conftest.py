@@ -14,7 +14,6 @@ from tools import images
 from tools.node import PAUSE, Node, crictl_path
 from tools.registry import LocalRegistry
 
-CONFIG = {"Plugins": {"Disabled": ["embedded_porto"]}} if "PORTO_SOCKET" in os.environ else {}
 USERS = "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:100:Web:/srv:/bin/sh\n"
 GROUPS = "root:x:0:\nusers:x:100:\nlogs:x:200:web\n"
 
@@ -42,7 +41,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRegistry
 @pytest.fixture(scope="session")
 def node(registry: LocalRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """A running node."""
-    made = Node(tmp_path_factory.mktemp("node"), registry=registry, debug=True, config=CONFIG)
+    made = Node(tmp_path_factory.mktemp("node"), registry=registry, debug=True)
     with made:
         yield made
         made.remove_pods()

@@ -6,13 +6,15 @@ import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import pytest
 
 from shim_core.cri.v1 import api_pb2 as pb
 from tools.node import Node
+
+T = TypeVar("T")
 
 _numbers = itertools.count(1)
 
@@ -125,7 +127,7 @@ class Pods:
         self._sandboxes.clear()
 
 
-def until(look: Callable[[], Any], condition: Callable[[Any], bool] = bool, timeout_s: float = 20.0) -> Any:
+def until(look: Callable[[], T], condition: Callable[[T], object] = bool, timeout_s: float = 20.0) -> T:
     """What ``look`` returns once it fulfils ``condition``."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -140,4 +142,4 @@ def failure(call: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[
     """Status code and text of a call that has to fail."""
     with pytest.raises(grpc.RpcError) as caught:
         call(*arguments, **options)
-    return caught.value.code().name, caught.value.details() or ""  # type: ignore[attr-defined]
+    return caught.value.code().name, caught.value.details() or ""

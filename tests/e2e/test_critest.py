@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import CONFIG
 from tools.critest_suite import EXCLUDED, PASSED, SKIPPED, Run, Suite
 from tools.node import critest_path
 
@@ -25,7 +24,6 @@ pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(RUN_TIMEOU
 
 ROOT = Path(__file__).parent.parent.parent
 NOT_ANNOUNCED = {
-    "Container Mount Readonly runtime should support readonly mounts": "recursive read-only mounts",
     "Security Context UserNamespaces": "user namespaces",
 }
 
@@ -73,8 +71,7 @@ def run(directory: Path, *arguments: str) -> Run:
             pytest.fail(reason)
         pytest.skip(reason)
     report = directory / "report.json"
-    settings = [f"--set={section}.{key}={value}" for section, keys in CONFIG.items() for key, value in keys.items()]
-    command = [sys.executable, "-m", "tools.critest", f"--report={report}", "--timeout=15", *settings, *arguments]
+    command = [sys.executable, "-m", "tools.critest", f"--report={report}", "--timeout=15", *arguments]
     if "PORTO_SOCKET" not in os.environ:
         # A stage of its own: its embedded Porto and that of other tests would share the cgroups of ours.
         command = [sys.executable, "-m", "tools.stage", *command]

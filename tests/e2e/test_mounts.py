@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,8 +36,8 @@ def shared(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-R", "-l", str(path)], check=False)
 
 
-def mount(container_path: str, host_path: Path | str, **fields: object) -> pb.Mount:
-    return pb.Mount(container_path=container_path, host_path=str(host_path), **fields)  # type: ignore[arg-type]
+def mount(container_path: str, host_path: Path | str, **fields: Any) -> pb.Mount:
+    return pb.Mount(container_path=container_path, host_path=str(host_path), **fields)
 
 
 def test_directories_and_files(pods: Pods, sandbox: str, tmp_path: Path) -> None:
@@ -122,9 +123,9 @@ def test_the_hosts_dev_and_sys(pods: Pods, sandbox: str) -> None:
         ({"propagation": 7}, "propagation"),
     ],
 )
-def test_a_mount_nobody_can_have(pods: Pods, sandbox: str, fields: dict[str, object], expected: str) -> None:
-    wanted = {"container_path": "/data", "host_path": "/tmp", **fields}
-    code, text = failure(pods.create, sandbox, "true", mounts=[pb.Mount(**wanted)])  # type: ignore[arg-type]
+def test_a_mount_nobody_can_have(pods: Pods, sandbox: str, fields: dict[str, Any], expected: str) -> None:
+    wanted: dict[str, Any] = {"container_path": "/data", "host_path": "/tmp", **fields}
+    code, text = failure(pods.create, sandbox, "true", mounts=[pb.Mount(**wanted)])
     assert code == "INVALID_ARGUMENT"
     assert f"mounts[0].{expected}" in text
 

@@ -227,6 +227,14 @@ class TestEvents:
         assert [kind for which, kind in events if which == container] == life
         assert [kind for which, kind in events if which == sandbox] == life
 
+    def test_ends_at_once_are_heard_of_after_the_start(self, pods: Pods, events: list[tuple[str, int]]) -> None:
+        sandbox = pods.run()
+        made = [pods.container(sandbox, "true", name=f"c{number}") for number in range(20)]
+        until(lambda: all((container, pb.CONTAINER_STOPPED_EVENT) in events for container in made))
+        for container in made:
+            life = [pb.CONTAINER_CREATED_EVENT, pb.CONTAINER_STARTED_EVENT, pb.CONTAINER_STOPPED_EVENT]
+            assert [kind for which, kind in events if which == container] == life
+
     def test_a_client_that_does_not_listen_costs_nobody(self, pods: Pods, node: Node) -> None:
         stream = node.cri.GetContainerEvents(pb.GetEventsRequest())
         sandbox = pods.run()

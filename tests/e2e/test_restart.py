@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -16,7 +18,7 @@ import pytest
 
 from porto_api import Client
 from shim_core.cri.v1 import api_pb2 as pb
-from tests.e2e.conftest import CONFIG, pull
+from tests.e2e.conftest import pull
 from tests.e2e.pods import Pods, until
 from tests.e2e.test_lifecycle import porto_socket, traces
 from tools.node import Node
@@ -28,7 +30,7 @@ pytestmark = pytest.mark.root
 @pytest.fixture
 def own(registry: LocalRegistry, tmp_path: Path) -> Iterator[Node]:
     """A node of the test's own, to be stopped and killed."""
-    made = Node(tmp_path / "node", registry=registry, debug=True, config=CONFIG)
+    made = Node(tmp_path / "node", registry=registry, debug=True)
     (tmp_path / "node").mkdir()
     made.start()
     yield made
@@ -44,18 +46,20 @@ def own_pods(own: Node, registry: LocalRegistry) -> Pods:
 
 
 @pytest.mark.parametrize("end", [Node.stop, Node.kill])
-def test_pods_run_on_and_what_ended_meanwhile_is_known(own: Node, own_pods: Pods, end: object) -> None:
+def test_pods_run_on_and_what_ended_meanwhile_is_known(own: Node, own_pods: Pods, end: Callable[[Node], None]) -> None:
     sandbox = own_pods.run(annotations={"key": "välue\n"})
     before = own_pods.sandbox_status(sandbox)
     stays = own_pods.container(sandbox, "sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); sleep 0.01; done")
     ends = own_pods.container(sandbox, "sh", "-c", "while [ ! -e /dev/shm/go ]; do sleep 0.01; done; echo last; exit 3")
     created = own_pods.create(sandbox, "true")
     running = own_pods.status(stays)
-    end(own)  # type: ignore[operator]
     with Client(porto_socket(own)) as porto:
-        pid = porto.get_property(f"{sandbox}/{ends}", "root_pid")
-        Path(f"/proc/{pid}/root/dev/shm/go").touch()
-        porto.wait([f"{sandbox}/{ends}"], 20)
+        pid = int(porto.get_property(f"{sandbox}/{ends}", "root_pid"))
+    end(own)
+    process = os.pidfd_open(pid)
+    Path(f"/proc/{pid}/root/dev/shm/go").touch()
+    assert select.select([process], [], [], 20)[0]
+    os.close(process)
     own.start()
     assert own_pods.sandbox_status(sandbox) == before
     assert own_pods.status(stays) == running
@@ -106,14 +110,15 @@ def test_killed_at_any_moment_everything_can_be_removed(own: Node, own_pods: Pod
     rng = random.Random(int(os.environ.get("SHIM_TEST_SEED", "7")))
     for _ in range(12):
         config = own_pods.config()
-        steps = threading.Thread(target=lambda c=config: attempt(own_pods, c))  # type: ignore[misc]
+        steps = threading.Thread(target=attempt, args=(own_pods, config))
         steps.start()
         time.sleep(rng.uniform(0.0, 0.35))
         own.kill()
         steps.join()
         own.start()
         # The same attempt again: a finished one is found, a half-made one is gone.
-        sandbox = until(lambda c=config: again(own_pods, c))  # type: ignore[misc]
+        sandbox = until(partial(again, own_pods, config))
+        assert sandbox is not None
         container = own_pods.container(sandbox, "sleep", "1000", name="after")
         assert own_pods.status(container).state == pb.CONTAINER_RUNNING
         own_pods.remove_all()

@@ -41,15 +41,15 @@ class TestUser:
     @pytest.mark.parametrize(
         ("fields", "expected"),
         [
-            ({}, "0:0:"),
-            ({"run_as_user": 1000}, "1000:100:200"),
-            ({"run_as_user": 4242}, "4242:0:"),
-            ({"run_as_user": 1000, "run_as_group": 7}, "1000:7:200"),
-            ({"run_as_username": "web"}, "1000:100:200"),
-            ({"run_as_user": 1000, "supplemental_groups": [5, 6]}, "1000:100:5 6 200"),
+            ({}, "0:0:0"),
+            ({"run_as_user": 1000}, "1000:100:100 200"),
+            ({"run_as_user": 4242}, "4242:0:0"),
+            ({"run_as_user": 1000, "run_as_group": 7}, "1000:7:7 200"),
+            ({"run_as_username": "web"}, "1000:100:100 200"),
+            ({"run_as_user": 1000, "supplemental_groups": [5, 6]}, "1000:100:5 6 100 200"),
             (
                 {"run_as_user": 1000, "supplemental_groups": [5], "supplemental_groups_policy": pb.Strict},
-                "1000:100:5",
+                "1000:100:5 100",
             ),
         ],
     )

@@ -6,6 +6,7 @@ import io
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 DIR, REG, SYM, LNK = tarfile.DIRTYPE, tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
 CHR, BLK, FIFO = tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE
@@ -34,12 +35,12 @@ class Item:
         return info
 
 
-def d(name: str, **more: object) -> Item:
-    return Item(name, DIR, **more)  # type: ignore[arg-type]
+def d(name: str, **more: Any) -> Item:
+    return Item(name, DIR, **more)
 
 
-def f(name: str, data: str = "x", **more: object) -> Item:
-    return Item(name, REG, data=data.encode(), **more)  # type: ignore[arg-type]
+def f(name: str, data: str = "x", **more: Any) -> Item:
+    return Item(name, REG, data=data.encode(), **more)
 
 
 def s(name: str, target: str) -> Item:

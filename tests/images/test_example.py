@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from shim_core.types import Shim
 from tests.images.support import MakeNode, entry
 from tools import images
 from tools.images import File
+from tools.registry import LocalRegistry
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLE = ROOT / "examples" / "vault_registry"
@@ -60,7 +62,11 @@ def test_its_own_tests_pass(installed: Path) -> None:
 
 
 def test_a_pull_with_a_token_of_the_vault(
-    installed: Path, make_node: MakeNode, registries, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    installed: Path,
+    make_node: MakeNode,
+    registries: Callable[..., LocalRegistry],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(installed)
     from shim_vault_registry.plugin import VaultRegistry, VaultSection
@@ -81,6 +87,7 @@ def test_a_pull_with_a_token_of_the_vault(
     with pytest.raises(errors.UnknownError, match="refuses") as caught:
         node.pull(name)
     assert "not a token" not in caught.value.message
+    assert registry.token_server is not None
     file.write_text(registry.token_server.answer("GET", "user", "repository:vault/app:pull")["token"])
     assert node.pull(name).id == image.id
 
@@ -94,7 +101,9 @@ def test_the_ten_lines_of_the_page_work(tmp_path: Path) -> None:
     names: dict[str, object] = {}
     exec("from shim_core import testing\nfrom shim_core.types import ImageReference\n" + code, names)  # noqa: S102
     exec(blocks[-1], names)  # noqa: S102
-    names["test_a_token_for_our_registry"]()  # type: ignore[operator]
+    its_test = names["test_a_token_for_our_registry"]
+    assert callable(its_test)
+    its_test()
 
 
 def test_the_links_of_the_page_lead_somewhere() -> None:

@@ -21,10 +21,10 @@ from tools.registry import LocalRegistry
 NAME = "registry.example.org/team/app:1.0"
 
 
-def app(text: str = "hello", **options: object) -> images.Image:
-    compression: images.Compression = "gzip" if options.get("docker") else "zstd"
+def app(text: str = "hello", *, docker: bool = False, architecture: str | None = None) -> images.Image:
+    compression: images.Compression = "gzip" if docker else "zstd"
     layers = [images.layer([File("base", b"base" * 1000)]), images.layer([File("app", text.encode())], compression)]
-    return images.build(layers, {"Cmd": ["/app"], "User": "1000"}, **options)  # type: ignore[arg-type]
+    return images.build(layers, {"Cmd": ["/app"], "User": "1000"}, docker=docker, architecture=architecture)
 
 
 def load(node: Node, path: Path) -> list[str]:
@@ -33,7 +33,8 @@ def load(node: Node, path: Path) -> list[str]:
 
 def members(path: Path) -> dict[str, bytes]:
     with tarfile.open(path) as archive:
-        return {info.name: archive.extractfile(info).read() for info in archive if info.isreg()}  # type: ignore[union-attr]
+        files = {info.name: archive.extractfile(info) for info in archive if info.isreg()}
+        return {name: file.read() for name, file in files.items() if file is not None}
 
 
 # -- loading -----------------------------------------------------------------------------------------------------------
@@ -67,7 +68,7 @@ def test_a_docker_archive(make_node: MakeNode, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["oci", "docker"])
 def test_a_packed_archive(make_node: MakeNode, tmp_path: Path, kind: str) -> None:
     write = images.write_oci_archive if kind == "oci" else images.write_docker_archive
-    write(tmp_path / "a.tar", {NAME: app()})  # type: ignore[arg-type]
+    write(tmp_path / "a.tar", {NAME: app()})
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes()))
     assert load(make_node(), tmp_path / "a.tar.gz") == [app().id]
 

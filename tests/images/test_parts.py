@@ -10,7 +10,7 @@ import socketserver
 import sys
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -115,7 +115,7 @@ def unpack(data: bytes, limit: int) -> bytes:
     return b"".join(pieces)
 
 
-PACKERS = {
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
     "zstd": zstandard.ZstdCompressor(level=3).compress,
     "none": lambda data: b"plain " + data,
@@ -253,7 +253,11 @@ def test_https_goes_through_a_tunnel(
 
 
 def test_plain_http_is_passed_on(
-    make_node: MakeNode, registries, repository: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    make_node: MakeNode,
+    registries: Callable[..., LocalRegistry],
+    repository: str,
+    proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     registry = registries(tls=False)
     monkeypatch.setenv("http_proxy", proxy.url)

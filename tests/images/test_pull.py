@@ -6,6 +6,8 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -257,7 +259,7 @@ def test_basic(make_node: MakeNode, registries: Callable[..., LocalRegistry], re
 
 @pytest.mark.parametrize("how", ["literal", "file", "auth_path", "docker_config"])
 def test_credentials_of_the_node(
-    make_node: MakeNode, registries: Callable[..., LocalRegistry], repository: str, tmp_path, how: str
+    make_node: MakeNode, registries: Callable[..., LocalRegistry], repository: str, tmp_path: Path, how: str
 ) -> None:
     registry = registries(auth="basic")
     assert registry.credentials is not None
@@ -353,7 +355,10 @@ def test_a_refresh_token_that_is_revoked(
 
 
 def test_a_token_that_expires_in_the_middle(
-    make_node: MakeNode, registries: Callable[..., LocalRegistry], repository: str
+    make_node: MakeNode,
+    registries: Callable[..., LocalRegistry],
+    repository: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     registry = registries(auth="token")
     server = registry.token_server
@@ -365,19 +370,16 @@ def test_a_token_that_expires_in_the_middle(
     good = server.sign
     given: list[str] = []
 
-    def sign(claims: dict) -> str:
+    def sign(claims: dict[str, Any]) -> str:
         # The first token is good for the manifest alone: blobs are refused with it until a new one is asked for.
         if not given:
             claims = {**claims, "exp": claims["iat"] + 1}
         given.append(good(claims))
         return given[-1]
 
-    server.sign = sign  # type: ignore[method-assign]
-    try:
-        auth = RegistryAuth(username=registry.credentials[0], password=registry.credentials[1])
-        assert node.pull(f"{registry.address}/{repository}", auth).id == image.id
-    finally:
-        server.sign = good  # type: ignore[method-assign]
+    monkeypatch.setattr(server, "sign", sign)
+    auth = RegistryAuth(username=registry.credentials[0], password=registry.credentials[1])
+    assert node.pull(f"{registry.address}/{repository}", auth).id == image.id
     assert len(given) == 2
 
 
@@ -393,7 +395,7 @@ def test_client_certificates(make_node: MakeNode, registries: Callable[..., Loca
     assert node.pull(name).id == small().id
 
 
-def test_a_certificate_file_that_is_missing(make_node: MakeNode, registry: LocalRegistry, tmp_path) -> None:
+def test_a_certificate_file_that_is_missing(make_node: MakeNode, registry: LocalRegistry, tmp_path: Path) -> None:
     node = make_node({"Registries": [{"Host": registry.address, "CA": f"{tmp_path}/none.pem"}]})
     with pytest.raises(errors.InvalidArgument, match=r"none\.pem can't be used: No such file"):
         node.pull(f"{registry.address}/x")
@@ -439,7 +441,9 @@ def test_a_mirror_that_lacks_a_layer(
     assert registry.requests("GET", f"{repository}/blobs/") == 1
 
 
-def test_hosts_toml(make_node: MakeNode, registries: Callable[..., LocalRegistry], repository: str, tmp_path) -> None:
+def test_hosts_toml(
+    make_node: MakeNode, registries: Callable[..., LocalRegistry], repository: str, tmp_path: Path
+) -> None:
     registry, mirror = registries(auth="basic"), registries(auth="none", names=("localhost", "127.0.0.1", "mirror"))
     images.push(small("private"), registry, repository)
     node = make_node({"ConfigPath": str(tmp_path / "certs.d")})
@@ -463,7 +467,7 @@ def test_hosts_toml(make_node: MakeNode, registries: Callable[..., LocalRegistry
     assert node.pull(f"{registry.address}/{repository}@{digest}", auth).id == small("of the mirror").id
 
 
-def test_a_wrong_hosts_toml(make_node: MakeNode, registry: LocalRegistry, tmp_path) -> None:
+def test_a_wrong_hosts_toml(make_node: MakeNode, registry: LocalRegistry, tmp_path: Path) -> None:
     directory = tmp_path / "certs.d" / "_default"
     directory.mkdir(parents=True)
     (directory / "hosts.toml").write_text('[host."https://x"]\n  skip_verfy = true\n')

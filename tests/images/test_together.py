@@ -10,10 +10,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from shim_porto_runtime.images.flights import Flights, Slots, run_together
+from shim_porto_runtime.images.model import Layer
 
 from shim_core import errors, testing
 from shim_core.context import CallContext
@@ -34,7 +36,7 @@ def many_layers(seed: int, count: int = 6, size: int = 400_000) -> images.Image:
 # -- pulls together ----------------------------------------------------------------------------------------------------
 
 
-def in_threads(count: int, work: object) -> list[object]:
+def in_threads(count: int, work: Callable[[int], object]) -> list[object]:
     """What each of many threads returned or raised."""
     results: list[object] = [None] * count
     start = threading.Barrier(count)
@@ -42,7 +44,7 @@ def in_threads(count: int, work: object) -> list[object]:
     def run(number: int) -> None:
         start.wait()
         try:
-            results[number] = work(number)  # type: ignore[operator]
+            results[number] = work(number)
         except errors.ShimError as err:
             results[number] = err
 
@@ -78,8 +80,11 @@ def test_pulls_of_different_images_share_what_is_under_way(
         assert registry.requests("GET", f"/blobs/{layer.digest}") == 1
 
 
-def test_credentials_are_not_shared(make_node: MakeNode, registries, repository: str) -> None:
+def test_credentials_are_not_shared(
+    make_node: MakeNode, registries: Callable[..., LocalRegistry], repository: str
+) -> None:
     registry = registries(auth="basic")
+    assert registry.credentials is not None
     user, password = registry.credentials
     image = many_layers(3)
     images.push(image, registry, repository)
@@ -100,8 +105,13 @@ def test_the_leader_leaves_and_the_others_stay(node: Node, registry: LocalRegist
     name = f"{registry.address}/{repository}"
     contexts = [testing.context("PullImage") for _ in range(6)]
     under_way = threading.Event()
+
+    def before_import(_name: str) -> None:
+        under_way.set()
+        time.sleep(0.05)
+
     if node.fake is not None:
-        node.fake.before_import = lambda _: (under_way.set(), time.sleep(0.05))
+        node.fake.before_import = before_import
 
     def pull(number: int) -> str:
         return node.pull(name, context=contexts[number]).id
@@ -131,7 +141,7 @@ def test_an_image_that_came_meanwhile_keeps_its_layers(
     store = node.service._store
     found = store.unreferenced_layers
 
-    def pull_then_answer():
+    def pull_then_answer() -> list[Layer]:
         answer = found()
         monkeypatch.undo()
         node.pull(f"{registry.address}/{repository}-2")
@@ -168,10 +178,10 @@ def test_pulls_and_removals_in_any_order(node: Node, registry: LocalRegistry, re
     results = in_threads(6, churn)
     assert results == [None] * 6
     layers = node.layer_names()
-    for image in node.service._store.index().images.values():
-        assert set(image.layers) <= layers
-        for index in range(len(image.layers)):
-            assert list(node.layer_dir(image, index).iterdir())
+    for kept in node.service._store.index().images.values():
+        assert set(kept.layers) <= layers
+        for index in range(len(kept.layers)):
+            assert list(node.layer_dir(kept, index).iterdir())
     for number in range(3):
         request = pb.RemoveImageRequest(image=pb.ImageSpec(image=f"{registry.address}/{repository}-{number}"))
         node.service.remove_image(request, testing.context())

@@ -39,6 +39,11 @@ def eventually(condition: Callable[[], object], timeout_s: float = 10.0) -> None
         time.sleep(0.005)
 
 
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended and been reaped."""
+    return not Path(f"/proc/{pid}").exists()
+
+
 class Node:
     """A keeper, a directory for logs, and what runs."""
 

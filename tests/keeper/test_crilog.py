@@ -56,7 +56,9 @@ def test_where_the_batches_are_cut_leaves_no_trace(text: bytes, cuts: list[int])
 
 
 def test_a_line_of_the_limit_is_one_record_and_a_longer_one_is_parted() -> None:
-    tags = lambda text: [record[38:39] for record in log_of([text]).split(b"\n")[:-1]]  # noqa: E731
+    def tags(text: bytes) -> list[bytes]:
+        return [record[38:39] for record in log_of([text]).split(b"\n")[:-1]]
+
     assert tags(b"x" * LIMIT + b"\n") == [b"F"]
     assert tags(b"x" * (LIMIT + 1) + b"\n") == [b"P", b"F"]
     assert tags(b"x" * (2 * LIMIT) + b"\n") == [b"P", b"F"]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from shim_porto_runtime.keeper import KeeperClient, client, connection
 from shim_porto_runtime.keeper.journal import Claim
 
 from shim_core import errors
-from tests.keeper.conftest import Node, eventually
+from tests.keeper.conftest import Node, eventually, is_gone
 
 
 def test_the_worker_is_killed_again_and_again(node: Node) -> None:
@@ -55,7 +56,7 @@ def test_handed_over_again_and_again(node: Node) -> None:
         assert {after.pid, after.holder_pid}.isdisjoint({before.pid, before.holder_pid})
         assert after.descriptors <= before.descriptors
         for pid in (before.pid, before.holder_pid):
-            eventually(lambda pid=pid: not Path(f"/proc/{pid}").exists())
+            eventually(partial(is_gone, pid))
     check()
 
 

@@ -28,7 +28,9 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_holder_that_cannot_fork_holds_on(keep: Keep, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    attempts = iter([OSError(errno.ENOMEM, "Cannot allocate memory"), OSError(errno.EAGAIN, "Try again"), 4711])
+    attempts: Iterator[OSError | int] = iter(
+        [OSError(errno.ENOMEM, "Cannot allocate memory"), OSError(errno.EAGAIN, "Try again"), 4711]
+    )
 
     def fork() -> int:
         result = next(attempts)

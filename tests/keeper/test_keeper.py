@@ -12,13 +12,14 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 from shim_porto_runtime.keeper import KeeperClient
 
 from shim_core import errors
-from tests.keeper.conftest import Node, eventually
+from tests.keeper.conftest import Node, eventually, is_gone
 
 # -- logs --------------------------------------------------------------------------------------------------------------
 
@@ -309,7 +310,7 @@ def test_with_nothing_to_do_it_ends(node: Node) -> None:
     client.ensure_running()
     pids = (node.stats.pid, node.stats.holder_pid)
     for pid in pids:
-        eventually(lambda pid=pid: not Path(f"/proc/{pid}").exists())
+        eventually(partial(is_gone, pid))
     assert client.stats() is None
     assert not (node.directory / "keeper.sock").exists()
     with client.open("c"):
@@ -321,7 +322,7 @@ def test_it_ends_without_its_directory(node: Node) -> None:
     pids = (node.stats.pid, node.stats.holder_pid)
     shutil.rmtree(node.directory)
     for pid in pids:
-        eventually(lambda pid=pid: not Path(f"/proc/{pid}").exists())
+        eventually(partial(is_gone, pid))
 
 
 def test_with_a_container_it_stays(node: Node) -> None:

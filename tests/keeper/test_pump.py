@@ -10,7 +10,8 @@ import termios
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
+from unittest import mock
 
 import pytest
 from shim_porto_runtime.keeper import logfile, process
@@ -181,15 +182,15 @@ def test_killed_while_the_write_is_half_done(make: Any) -> None:
         streams = make()
         real_append = LogFile.append
 
-        def append(log: LogFile, out: bytes, offset: int, already: int = 0, half: int = half) -> Any:
+        def append(log: LogFile, out: bytes, offset: int, already: int = 0, half: int = half) -> NoReturn:
             os.write(log.fd, out[:half])
             os._exit(9)
 
         os.write(streams.writing, text)
         pid = os.fork()
         if pid == 0:
-            LogFile.append = append  # type: ignore[method-assign]
-            streams.take()
+            with mock.patch.object(LogFile, "append", append):
+                streams.take()
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
         assert LogFile.append is real_append
         assert streams.path.stat().st_size == half
@@ -212,16 +213,16 @@ def test_a_batch_that_kills_every_keeper_is_dropped(make: Any, said: list[str]) 
     streams = make()
     os.write(streams.writing, b"poison\nmore of it")
 
-    def die(*_: object) -> Any:
+    def die(*_: object) -> NoReturn:
         os._exit(9)
 
     def keeper() -> None:
-        streams.pump._append = die  # type: ignore[method-assign]
-        streams.take()
+        with mock.patch.object(streams.pump, "_append", die):
+            streams.take()
 
     def successor() -> None:
-        Pump._append = die  # type: ignore[method-assign]
-        streams.renew()
+        with mock.patch.object(Pump, "_append", die):
+            streams.renew()
 
     assert killed_at(10**9, keeper)
     for _ in range(3):
@@ -250,12 +251,13 @@ class FullDisk:
 
     def __init__(self, room: int) -> None:
         self._room = room
+        self._patch = mock.patch.object(logfile, "os", self)
 
     def __enter__(self) -> None:
-        logfile.os = self  # type: ignore[assignment]
+        self._patch.start()
 
     def __exit__(self, *_: object) -> None:
-        logfile.os = os
+        self._patch.stop()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)

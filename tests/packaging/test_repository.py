@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,9 +22,9 @@ PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.to
 PROJECTS = [ROOT, ROOT / "porto_api", *PLUGINS]
 
 
-def metadata(project: Path) -> dict[str, object]:
+def metadata(project: Path) -> dict[str, Any]:
     with (project / "pyproject.toml").open("rb") as file:
-        found: dict[str, object] = tomllib.load(file)["project"]
+        found: dict[str, Any] = tomllib.load(file)["project"]
     return found
 
 
@@ -51,7 +52,7 @@ def test_one_word_for_one_thing(project: Path) -> None:
     data = metadata(project)
     name = project.name
     assert data["name"] == f"shim-{name.replace('_', '-')}"
-    entry_points = data["entry-points"]["shim.plugins"]  # type: ignore[index]
+    entry_points = data["entry-points"]["shim.plugins"]
     assert list(entry_points) == [name]
     assert entry_points[name].startswith(f"shim_{name}.plugin:")
     assert (project / "src" / f"shim_{name}" / "py.typed").exists()
@@ -59,7 +60,7 @@ def test_one_word_for_one_thing(project: Path) -> None:
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda path: path.name)
 def test_dependencies_have_lower_bounds(project: Path) -> None:
-    for requirement in metadata(project)["dependencies"]:  # type: ignore[attr-defined]
+    for requirement in metadata(project)["dependencies"]:
         assert ">=" in requirement
 
 

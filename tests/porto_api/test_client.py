@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -21,13 +22,13 @@ def client(porto: ScriptedPorto) -> Iterator[Client]:
         yield made
 
 
-def failed(code: int, text: str = "why") -> rpc_pb2.TContainerResponse:
+def failed(code: rpc_pb2.EError, text: str = "why") -> rpc_pb2.TContainerResponse:
     return rpc_pb2.TContainerResponse(error=code, errorMsg=text)
 
 
 @pytest.mark.parametrize("name", [n for n in rpc_pb2.EError.keys() if n != "Success"])  # noqa: SIM118 - an enum wrapper
 def test_each_error_has_its_class(porto: ScriptedPorto, client: Client, name: str) -> None:
-    code = rpc_pb2.EError.Value(name)
+    code = cast("rpc_pb2.EError", rpc_pb2.EError.Value(name))
     porto.answer = lambda request, peer: failed(code)
     with pytest.raises(getattr(errors, name)) as caught:
         client.start("a")
@@ -133,7 +134,7 @@ def test_the_deadline_does_not_depend_on_the_clock(
 
 def test_cancelling_wakes_a_call_and_costs_its_connection(porto: ScriptedPorto, client: Client) -> None:
     asked = threading.Event()
-    porto.answer = lambda request, peer: asked.set()  # type: ignore[func-returns-value]
+    porto.answer = lambda request, peer: asked.set()
     token = CancelToken()
     caught: list[BaseException] = []
 

@@ -8,8 +8,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import uuid
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from shim_porto_runtime.names import new_id
@@ -19,10 +21,10 @@ from shim_core.cri.v1 import api_pb2 as pb
 from shim_core.errors import AlreadyExists, InvalidArgument, ResourceExhausted
 
 
-def sandbox(name: str = "web", **fields: object) -> SandboxRecord:
+def sandbox(name: str = "web", **fields: Any) -> SandboxRecord:
     config = pb.PodSandboxConfig(metadata=pb.PodSandboxMetadata(name=name, namespace="shop", uid="u"))
-    values = {"id": new_id(), "config": config, "created_at": 5, "state": SandboxState.READY, **fields}
-    return SandboxRecord(**values)  # type: ignore[arg-type]
+    values: dict[str, Any] = {"id": new_id(), "config": config, "created_at": 5, "state": SandboxState.READY, **fields}
+    return SandboxRecord(**values)
 
 
 @pytest.fixture
@@ -88,6 +90,8 @@ def test_short_ids(path: Path) -> None:
     records.sandboxes.insert(two)
     assert records.sandboxes.find("ab") is one
     assert records.sandboxes.find("ff") is None
+    for text in ("", "*", "self", "a" * 65, str(uuid.uuid4())):
+        assert records.sandboxes.find(text) is None
     with pytest.raises(InvalidArgument, match="2 ids begin with this"):
         records.sandboxes.find("a")
     records.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from shim_porto_runtime import users
@@ -27,28 +28,23 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def security(**fields: object) -> pb.LinuxContainerSecurityContext:
-    made = pb.LinuxContainerSecurityContext()
-    for name, value in fields.items():
-        if name in ("run_as_user", "run_as_group"):
-            getattr(made, name).value = value  # type: ignore[attr-defined]
-        elif name == "supplemental_groups":
-            made.supplemental_groups.extend(value)  # type: ignore[arg-type]
-        else:
-            setattr(made, name, value)
-    return made
+def security(**fields: Any) -> pb.LinuxContainerSecurityContext:
+    for name in ("run_as_user", "run_as_group"):
+        if name in fields:
+            fields[name] = pb.Int64Value(value=fields[name])
+    return pb.LinuxContainerSecurityContext(**fields)
 
 
 @pytest.mark.parametrize(
     ("image", "expected"),
     [
-        ("", User(0, 0, (), "/root")),
-        ("web", User(1000, 100, (200, 300), "/srv")),
-        ("1000", User(1000, 100, (200, 300), "/srv")),
-        ("1000:200", User(1000, 200, (300,), "/srv")),
-        ("web:logs", User(1000, 200, (300,), "/srv")),
-        ("4242", User(4242, 0, (), "/")),
-        ("4242:4343", User(4242, 4343, (), "/")),
+        ("", User(0, 0, (0,), "/root")),
+        ("web", User(1000, 100, (100, 200, 300), "/srv")),
+        ("1000", User(1000, 100, (100, 200, 300), "/srv")),
+        ("1000:200", User(1000, 200, (200, 300), "/srv")),
+        ("web:logs", User(1000, 200, (200, 300), "/srv")),
+        ("4242", User(4242, 0, (0,), "/")),
+        ("4242:4343", User(4242, 4343, (4343,), "/")),
     ],
 )
 def test_the_images_user(root: Path, image: str, expected: User) -> None:
@@ -58,15 +54,15 @@ def test_the_images_user(root: Path, image: str, expected: User) -> None:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"run_as_user": 1000}, User(1000, 100, (200, 300), "/srv")),
-        ({"run_as_user": 0}, User(0, 0, (), "/root")),
-        ({"run_as_user": 5, "run_as_group": 6}, User(5, 6, (), "/")),
-        ({"run_as_username": "web"}, User(1000, 100, (200, 300), "/srv")),
-        ({"run_as_username": "web", "run_as_group": 7}, User(1000, 7, (200, 300), "/srv")),
-        ({"run_as_user": 1000, "supplemental_groups": [7, 200]}, User(1000, 100, (7, 200, 300), "/srv")),
+        ({"run_as_user": 1000}, User(1000, 100, (100, 200, 300), "/srv")),
+        ({"run_as_user": 0}, User(0, 0, (0,), "/root")),
+        ({"run_as_user": 5, "run_as_group": 6}, User(5, 6, (6,), "/")),
+        ({"run_as_username": "web"}, User(1000, 100, (100, 200, 300), "/srv")),
+        ({"run_as_username": "web", "run_as_group": 7}, User(1000, 7, (7, 200, 300), "/srv")),
+        ({"run_as_user": 1000, "supplemental_groups": [7, 200]}, User(1000, 100, (7, 100, 200, 300), "/srv")),
         (
             {"run_as_user": 1000, "supplemental_groups": [7], "supplemental_groups_policy": pb.Strict},
-            User(1000, 100, (7,), "/srv"),
+            User(1000, 100, (7, 100), "/srv"),
         ),
     ],
 )
@@ -104,7 +100,7 @@ def test_a_number_is_never_looked_up_as_a_name(root: Path) -> None:
 
 
 def test_no_passwd_at_all(tmp_path: Path) -> None:
-    assert users.resolve(security(), "", str(tmp_path)) == User(0, 0, (), "/")
+    assert users.resolve(security(), "", str(tmp_path)) == User(0, 0, (0,), "/")
     with pytest.raises(InvalidArgument, match="not in the image's /etc/passwd"):
         users.resolve(security(), "web", str(tmp_path))
 

@@ -6,9 +6,11 @@ import base64
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from shim_registry_auth.plugin import RegistryAuth as Plugin
 
 from shim_core import errors, testing
 from shim_core.hookspecs import hookimpl
@@ -17,6 +19,8 @@ from tests.registry_auth.support import SECRET, credentials, image, make
 
 PAIR = base64.b64encode(f"user:{SECRET}".encode()).decode()
 USER = RegistryCredentials(username="user", password=SECRET)
+
+MakeHelper = Callable[[str, str], Path]
 
 
 # -- with the pull -----------------------------------------------------------------------------------------------------
@@ -166,7 +170,7 @@ def test_a_token_file_that_is_no_good(tmp_path: Path, content: bytes) -> None:
 # -- Docker's files ----------------------------------------------------------------------------------------------------
 
 
-def docker(tmp_path: Path, document: object) -> object:
+def docker(tmp_path: Path, document: object) -> Plugin:
     (tmp_path / "config.json").write_text(json.dumps(document))
     return make({"DockerConfig": str(tmp_path / "config.json")})
 
@@ -212,7 +216,7 @@ def test_the_narrowest_key_counts(tmp_path: Path) -> None:
         ({}, None),
     ],
 )
-def test_entries_of_auths(tmp_path: Path, entry: dict, expected: RegistryCredentials | None) -> None:
+def test_entries_of_auths(tmp_path: Path, entry: dict[str, str], expected: RegistryCredentials | None) -> None:
     assert credentials(docker(tmp_path, {"auths": {"registry.example.org": entry}})) == expected
 
 
@@ -232,7 +236,7 @@ def test_a_config_that_is_no_good(tmp_path: Path, content: str) -> None:
 
 
 @pytest.fixture
-def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeHelper:
     """Makes a credential helper of a shell script."""
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -247,7 +251,7 @@ def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return make_helper
 
 
-def test_a_helper_for_a_registry(tmp_path: Path, helper) -> None:
+def test_a_helper_for_a_registry(tmp_path: Path, helper: MakeHelper) -> None:
     answer = json.dumps({"ServerURL": "x", "Username": "user", "Secret": SECRET})
     helper(
         "mine", f"cat /proc/$$/cmdline > $0.argv; read -r server; echo $1 $server >> {tmp_path}/asked; echo '{answer}'"
@@ -259,7 +263,7 @@ def test_a_helper_for_a_registry(tmp_path: Path, helper) -> None:
     assert credentials(plugin, "other.example.org") is None
 
 
-def test_the_helper_for_all(tmp_path: Path, helper) -> None:
+def test_the_helper_for_all(tmp_path: Path, helper: MakeHelper) -> None:
     helper("store", 'read -r server; echo "$server" >> "$0.asked"; echo \'{"Username":"<token>","Secret":"i"}\'')
     plugin = docker(tmp_path, {"credsStore": "store", "auths": {"inline.example.org": {"auth": PAIR}}})
     assert credentials(plugin) == RegistryCredentials(identity_token="i")
@@ -269,7 +273,7 @@ def test_the_helper_for_all(tmp_path: Path, helper) -> None:
     assert asked == "registry.example.org\nhttps://index.docker.io/v1/\n"
 
 
-def test_a_helper_that_knows_nothing(tmp_path: Path, helper) -> None:
+def test_a_helper_that_knows_nothing(tmp_path: Path, helper: MakeHelper) -> None:
     helper("none", 'echo "credentials not found in native keychain"; exit 1')
     assert credentials(docker(tmp_path, {"credsStore": "none"})) is None
 
@@ -284,14 +288,14 @@ def test_a_helper_that_knows_nothing(tmp_path: Path, helper) -> None:
         ("head -c 2000000 /dev/zero", "larger than"),
     ],
 )
-def test_a_helper_that_fails(tmp_path: Path, helper, script: str, pattern: str) -> None:
+def test_a_helper_that_fails(tmp_path: Path, helper: MakeHelper, script: str, pattern: str) -> None:
     helper("bad", script)
     with pytest.raises(errors.Unauthenticated, match=rf"docker-credential-bad: .*{pattern}") as caught:
         credentials(docker(tmp_path, {"credsStore": "bad"}))
     assert SECRET not in caught.value.message
 
 
-def test_a_helper_that_hangs(tmp_path: Path, helper, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_helper_that_hangs(tmp_path: Path, helper: MakeHelper, monkeypatch: pytest.MonkeyPatch) -> None:
     helper("slow", f"sleep 60 & echo $! > {tmp_path}/child; wait")
     monkeypatch.setattr("shim_registry_auth.dockerconfig.HELPER_TIMEOUT_S", 0.3)
     with pytest.raises(errors.Unauthenticated, match="gave no answer within"):

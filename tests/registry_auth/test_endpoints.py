@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.registry_auth.support import image, make
 HOST = "registry.example.org"
 
 
-def endpoints(settings: dict, registry: str = HOST) -> list[RegistryEndpoint] | None:
+def endpoints(settings: dict[str, Any], registry: str = HOST) -> list[RegistryEndpoint] | None:
     found = make({"ConfigPath": "/nonexistent", **settings}).registry_endpoints(image(registry))
     return None if found is None else list(found)
 

@@ -6,10 +6,13 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from shim_registry_auth.challenge import Challenge, parse
+from shim_registry_auth.plugin import RegistryAuth as Plugin
+from shim_registry_auth.tokens import TokenRequest
 
 from shim_core import errors, testing
 from shim_core.types import RegistryAuthorization, RegistryChallenge, RegistryCredentials, RegistryEndpoint
@@ -59,7 +62,7 @@ class Server:
     def __init__(self, http: HostileRegistry, authority: CertificateAuthority) -> None:
         self.http = http
         self.endpoint = RegistryEndpoint(f"{http.url}/v2", http.address, ca_paths=(str(authority.path),))
-        self.answer: dict = {"token": "t", "expires_in": 300}
+        self.answer: dict[str, Any] = {"token": "t", "expires_in": 300}
         self.count = 0
         http.on("/token", self._answer)
 
@@ -81,7 +84,9 @@ def server(tmp_path: Path) -> Iterator[Server]:
     http.stop()
 
 
-def authorize(plugin, server: Server, credentials: RegistryCredentials | None, **more) -> RegistryAuthorization | None:
+def authorize(
+    plugin: Plugin, server: Server, credentials: RegistryCredentials | None, **more: Any
+) -> RegistryAuthorization | None:
     return plugin.registry_authorization(
         image(server.http.address), credentials, server.challenge(**more), testing.context()
     )
@@ -255,9 +260,9 @@ def test_insecure_allows_it() -> None:
     ],
 )
 def test_realms_that_may_see_credentials(url: str, realm: str, allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    asked: list[str] = []
 
-    def fetch(request, *_):
+    def fetch(request: TokenRequest, *_: object) -> NoReturn:
         asked.append(request.realm)
         raise errors.Unavailable("not really")
 

@@ -22,7 +22,6 @@ import traceback
 import zlib
 from collections.abc import Callable, Iterator
 
-import wsproto
 import wsproto.events as ws
 from shim_streaming.channels import ClientLeft, SpdyChannels, WebSocketChannels
 from shim_streaming.forward_streams import SpdyForwardStreams, WebSocketForwardStreams
@@ -31,6 +30,7 @@ from shim_streaming.plumbing import SizeReader
 from shim_streaming.spdy import DICTIONARY, MAX_CONTROL_BYTES, SpdyError
 from shim_streaming.tickets import CommandTicket
 from shim_streaming.websocket import WebSocketError
+from wsproto.connection import Connection, ConnectionType
 
 GROWTH_LIMIT_KIB = 50 * 1024
 CASE_LIMIT_S = 2.0
@@ -117,7 +117,7 @@ def _spdy_frames(rng: random.Random) -> list[bytes]:
 
 
 def _websocket_frames(rng: random.Random, payloads: list[bytes | str]) -> list[bytes]:
-    client = wsproto.Connection(wsproto.ConnectionType.CLIENT)
+    client = Connection(ConnectionType.CLIENT)
     frames = []
     for payload in payloads:
         last = rng.random() < 0.9

@@ -60,16 +60,15 @@ class SpdyClient:
 
     # -- frames out
 
-    def open(self, *, fin: bool = False, wait: bool = True, **headers: str) -> Stream:
+    def open(self, **headers: str) -> Stream:
         """Open a stream, and wait for the reply."""
         with self._write_lock:
             stream = Stream(self._next_id)
             self._next_id += 2
             self.streams[stream.number] = stream
             payload = struct.pack("!IIH", stream.number, 0, 0) + self._block(headers)
-            self._control(1, payload, 1 if fin else 0)
-        if wait:
-            self.wait(lambda: stream.replied or stream.reset is not None, "a reply to a new stream")
+            self._control(1, payload, 0)
+        self.wait(lambda: stream.replied or stream.reset is not None, "a reply to a new stream")
         return stream
 
     def send(self, stream: Stream, data: bytes, *, fin: bool = False) -> None:

@@ -91,8 +91,10 @@ def test_the_bytes_of_a_terminal_pass_as_they_are(harness: Harness) -> None:
     client.close()
 
 
-def test_a_runtime_that_cannot_resize(harness: Harness, shell: Container, caplog: pytest.LogCaptureFixture) -> None:
-    shell.sizes = None  # type: ignore[assignment]
+def test_a_runtime_that_cannot_resize(
+    harness: Harness, shell: Container, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shell, "sizes", None)
     client = SpdyCommand(harness.attach_url(ID, tty=True), stdin=True, tty=True)
     client.resize(101, 41)
     client.write(b"echo still here\n")

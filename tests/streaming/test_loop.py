@@ -169,7 +169,8 @@ class Gate:
 
 
 def test_a_source_reads_to_the_end(loop: Loop, pipe: tuple[int, int]) -> None:
-    data, ends = bytearray(), []
+    data = bytearray()
+    ends: list[OSError | None] = []
     source = Source(loop, pipe[0], Gate(), data.extend, ends.append)
     os.write(pipe[1], b"one")
     run(loop, lambda: data == b"one")
@@ -315,7 +316,11 @@ def test_a_sink_nobody_reads(loop: Loop, pipe: tuple[int, int]) -> None:
 
 def test_threads_are_waited_for() -> None:
     threads, release = Threads(), threading.Event()
-    threads.start("slow", lambda: bool(release.wait(10)) and None)
+
+    def slow() -> None:
+        release.wait(10)
+
+    threads.start("slow", slow)
     threads.start("quick", lambda: None)
     assert threads.join(0.2) == ["slow"]
     release.set()

@@ -26,8 +26,8 @@ def call(harness: Harness, rpc: str, request: Any) -> Any:
     return getattr(harness.manager.hook, f"cri_{rpc}")(request=request, context=testing.context(rpc))
 
 
-EXEC = {"container_id": CONTAINER, "cmd": ["true"], "stdout": True}
-ATTACH = {"container_id": CONTAINER, "stdout": True}
+EXEC: dict[str, Any] = {"container_id": CONTAINER, "cmd": ["true"], "stdout": True}
+ATTACH: dict[str, Any] = {"container_id": CONTAINER, "stdout": True}
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,8 @@ def test_pipes() -> None:
 def test_terminal() -> None:
     before = open_descriptors()
     ours, theirs = plumbing.open_terminal()
-    assert theirs.stdin == theirs.stdout == theirs.stderr is not None
+    assert theirs.stdin is not None
+    assert theirs.stdin == theirs.stdout == theirs.stderr
     assert os.isatty(theirs.stdin)
     assert ours.stdin is not None
     plumbing.set_window_size(ours.stdin, 100, 40)

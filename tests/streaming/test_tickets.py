@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
+import time
 
 import pytest
-from shim_streaming import tickets
 from shim_streaming.tickets import TOKEN, CommandTicket, ForwardTicket, Tickets
 
 from shim_core.errors import ResourceExhausted
@@ -16,7 +17,7 @@ TICKET = CommandTicket("exec", "r", "c", ("true",))
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr(tickets.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
 
 def test_a_token_is_256_random_bits() -> None:
@@ -84,7 +85,7 @@ def test_of_many_takers_one_gets_it() -> None:
 def test_guessing() -> None:
     store = Tickets(10, 60)
     store.issue(TICKET)
-    assert not any(store.take(tickets.secrets.token_urlsafe(32), "exec") for _ in range(10_000))
+    assert not any(store.take(secrets.token_urlsafe(32), "exec") for _ in range(10_000))
 
 
 def test_tokens_are_not_kept() -> None:

@@ -6,15 +6,15 @@ import base64
 import tracemalloc
 
 import pytest
-import wsproto
 import wsproto.events as ws
 from hypothesis import given
 from hypothesis import strategies as st
 from shim_streaming.channels import ChannelMessages, ClientLeft, Role, WebSocketChannels
 from shim_streaming.handshake import CommandProtocol
-from shim_streaming.status import exited, success
+from shim_streaming.status import Status, exited, success
 from shim_streaming.tickets import CommandTicket
 from shim_streaming.websocket import Piece, WebSocketEndpoint, WebSocketError
+from wsproto.connection import Connection, ConnectionType
 
 
 class Pair:
@@ -23,7 +23,7 @@ class Pair:
     def __init__(self) -> None:
         self.sent = bytearray()
         self.endpoint = WebSocketEndpoint(self.write)
-        self.client = wsproto.Connection(wsproto.ConnectionType.CLIENT)
+        self.client = Connection(ConnectionType.CLIENT)
 
     def write(self, *buffers: bytes) -> None:
         for buffer in buffers:
@@ -38,7 +38,7 @@ class Pair:
 
 def messages(*data: bytes | str) -> bytes:
     """A client's messages."""
-    client = wsproto.Connection(wsproto.ConnectionType.CLIENT)
+    client = Connection(ConnectionType.CLIENT)
     out = b""
     for each in data:
         out += client.send(ws.TextMessage(data=each) if isinstance(each, str) else ws.BytesMessage(data=each))
@@ -79,7 +79,7 @@ def test_channels_do_not_depend_on_how_they_are_cut(data: bytes, cuts: list[int]
 
 
 def test_fragments_belong_to_the_channel_of_the_first() -> None:
-    client = wsproto.Connection(wsproto.ConnectionType.CLIENT)
+    client = Connection(ConnectionType.CLIENT)
     stream = b"".join(
         client.send(ws.BytesMessage(data=data, message_finished=last))
         for data, last in ((b"", False), (b"\x02ab", False), (b"", False), (b"cd", True), (b"\x00x", True))
@@ -193,10 +193,10 @@ def test_close_signal_for_a_channel_there_is_not() -> None:
         (PLAIN, exited(3), b"\x03command terminated with non-zero exit code: 3"),
     ],
 )
-def test_the_end(protocol: CommandProtocol, status: object, expected: bytes | None) -> None:
+def test_the_end(protocol: CommandProtocol, status: Status, expected: bytes | None) -> None:
     pair = Pair()
     made = WebSocketChannels(TICKET, protocol, pair.write)
-    made.conclude(status)  # type: ignore[arg-type]
+    made.conclude(status)
     events = pair.events()
     sent = [bytes(event.data) for event in events if isinstance(event, ws.BytesMessage)]
     assert sent == [b"\x01", *([expected] if expected else [])]

@@ -10,13 +10,14 @@ import ssl
 import threading
 from collections.abc import Callable, Mapping
 
-import wsproto
 import wsproto.events as ws
+from wsproto import connection
 from wsproto.utilities import LocalProtocolError
 
 from tests.streaming.wire import (
     TIMEOUT_S,
     Closed,
+    Connection,
     exit_code,
     upgrade,
 )
@@ -39,7 +40,7 @@ class WebSocket:
             asked["Sec-WebSocket-Protocol"] = ", ".join(protocols)
         self.sock, self.answer, early = upgrade(url, asked, "GET", tls)
         self.protocol = self.answer.headers.get("sec-websocket-protocol", "")
-        self._connection = wsproto.Connection(wsproto.ConnectionType.CLIENT, trailing_data=early)
+        self._connection = connection.Connection(connection.ConnectionType.CLIENT, trailing_data=early)
         self._lock = threading.Lock()
         self._write_lock = threading.Lock()
         self._message: list[bytes] = []
@@ -198,7 +199,7 @@ class WebSocketCommand:
         self.socket.reading.set()
 
     @property
-    def sock(self) -> socket.socket:
+    def sock(self) -> Connection:
         """The connection itself."""
         return self.socket.sock
 

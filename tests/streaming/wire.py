@@ -12,7 +12,6 @@ import ssl
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 
 TIMEOUT_S = 20.0
@@ -41,7 +40,14 @@ class SharedTls:
     def __init__(self, sock: ssl.SSLSocket) -> None:
         self._sock = sock
         self._lock = threading.Lock()
+        self._timeout_s = TIMEOUT_S
         sock.setblocking(False)
+
+    def settimeout(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+
+    def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
+        self._sock.setsockopt(level, option, value)
 
     def sendall(self, data: bytes) -> None:
         view = memoryview(data)
@@ -50,7 +56,8 @@ class SharedTls:
                 with self._lock:
                     view = view[self._sock.send(view) :]
             except ssl.SSLWantWriteError:
-                select.select([], [self._sock], [], TIMEOUT_S)
+                if not select.select([], [self._sock], [], self._timeout_s)[1]:
+                    raise TimeoutError("nothing goes out") from None
 
     def recv(self, count: int) -> bytes:
         while True:
@@ -58,7 +65,7 @@ class SharedTls:
                 with self._lock:
                     return self._sock.recv(count)
             except ssl.SSLWantReadError:
-                if not select.select([self._sock], [], [], TIMEOUT_S)[0]:
+                if not select.select([self._sock], [], [], self._timeout_s)[0]:
                     raise TimeoutError("nothing came in") from None
 
     def shutdown(self, how: int) -> None:
@@ -75,7 +82,10 @@ class SharedTls:
         self.close()
 
 
-def connect(url: str, tls: ssl.SSLContext | None = None) -> Any:
+Connection = socket.socket | SharedTls
+
+
+def connect(url: str, tls: ssl.SSLContext | None = None) -> Connection:
     """A connection to the server of a URL."""
     parts = urlsplit(url)
     sock = socket.create_connection((parts.hostname, parts.port), timeout=TIMEOUT_S)
@@ -97,7 +107,7 @@ def request(url: str, headers: Mapping[str, str], method: str = "POST") -> bytes
     return "\r\n".join([*lines, "", ""]).encode()
 
 
-def read_answer(sock: Any) -> tuple[Answer, bytes]:
+def read_answer(sock: Connection) -> tuple[Answer, bytes]:
     """An answer's head, and what came after it."""
     data = b""
     while b"\r\n\r\n" not in data:
@@ -124,7 +134,7 @@ def ask(url: str, headers: Mapping[str, str], method: str = "POST", tls: ssl.SSL
 
 def upgrade(
     url: str, headers: Mapping[str, str], method: str = "POST", tls: ssl.SSLContext | None = None
-) -> tuple[Any, Answer, bytes]:
+) -> tuple[Connection, Answer, bytes]:
     """Connect and change over.
 
     :raises UpgradeRefused: the server wouldn't.
