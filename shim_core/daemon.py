@@ -148,6 +148,8 @@ def _sections_of(manager: pluggy.PluginManager, plugin: plugins.Plugin) -> Seque
 
 def _stop_on_signals() -> threading.Event:
     stop = threading.Event()
+    # Whoever started us may have had them blocked.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         stop.set()
@@ -161,12 +163,12 @@ def _stop_on_signals() -> threading.Event:
 
 
 def _shut_down(assembly: Assembly) -> None:
-    for plugin in assembly.plugins:
-        others = [other for other in assembly.manager.get_plugins() if other is not plugin.instance]
+    # One by one, in the order pluggy would call them: a plugin that fails doesn't keep the others from closing.
+    for implementation in reversed(assembly.manager.hook.shim_shutdown.get_hookimpls()):
         try:
-            assembly.manager.subset_hook_caller("shim_shutdown", others)()
+            implementation.function()
         except Exception:
-            logger.exception("%s failed to shut down", plugin)
+            logger.exception("the plugin %s failed to shut down", implementation.plugin_name)
 
 
 def _notify(state: str) -> None:

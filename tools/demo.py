@@ -20,10 +20,11 @@ from tools import images, stage
 from tools.node import PAUSE, Node, crictl_path
 from tools.registry import LocalRegistry
 
+LABELS = {"io.kubernetes.pod.name": "hello", "io.kubernetes.pod.namespace": "demo"}  # as kubelet has them
 SANDBOX = {
     "metadata": {"name": "hello", "namespace": "demo", "uid": "demo-1"},
     "hostname": "hello",
-    "labels": {"app": "hello"},
+    "labels": LABELS,
     "linux": {},
 }
 SCRIPT = "echo Hello from $(hostname), $(ip -4 -o address show eth0 | tr -s ' ' | cut -d' ' -f4); exec sleep 1000"
@@ -82,6 +83,7 @@ class Crictl:
             "image": {"image": container.image.image},
             "command": list(container.command),
             "log_path": container.log_path,
+            "labels": LABELS,
             "linux": {},
         }
         path = self._file("container.json", config)

@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -63,7 +64,7 @@ class Node:
 
     :param registry: where images are pulled from; its CA is trusted, its credentials are not configured.
     :param config: sections and keys to have otherwise: ``{"Images": {"PauseImage": "none"}}``.
-    :param debug: have every call in the log.
+    :param debug: have every call in the log. :param foreground: let portoshim log to our standard error as well.
     :param subnet: where pods have their addresses, and ``bridge``: what they hang on; of its own for each node of a
         stage.
     :param python: the interpreter of the environment that portoshim is installed in.
@@ -76,6 +77,7 @@ class Node:
         registry: LocalRegistry | None = None,
         config: Mapping[str, Mapping[str, Any]] | None = None,
         debug: bool = False,
+        foreground: bool = False,
         subnet: str = SUBNET,
         bridge: str = BRIDGE,
         python: str = sys.executable,
@@ -87,6 +89,7 @@ class Node:
         self.porto_socket = os.environ.get("PORTO_SOCKET")
         self._changes = config or {}
         self._debug = debug
+        self._foreground = foreground
         self._python = python
         self._process: subprocess.Popen[bytes] | None = None
         self._cri: CriClient | None = None
@@ -96,7 +99,7 @@ class Node:
     @property
     def socket(self) -> str:
         """The CRI socket."""
-        return str(self.directory / "portoshim.sock")
+        return str(self._changes.get("Portoshim", {}).get("Socket", self.directory / "portoshim.sock"))
 
     @property
     def cri(self) -> CriClient:
@@ -166,7 +169,13 @@ class Node:
         if self._debug:
             command.append("--debug")
         with (self.directory / "stderr").open("ab") as stderr:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr)
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=None if self._foreground else stderr,
+                stderr=None if self._foreground else stderr,
+                start_new_session=True,  # Ctrl-C is for us: pods are removed before portoshim ends
+            )
         self._wait_until_serving()
 
     def stop(self) -> None:
@@ -229,9 +238,13 @@ class Node:
             "StreamingServer": {"Address": "127.0.0.1", "Port": 0},
         }
         if self.porto_socket is None:
+            stage = os.environ.get("SHIM_STAGE_CGROUP", "")
             tree["EmbeddedPorto"] = {
-                "Place": f"{here}/place", "Socket": f"{here}/porto.sock", "StateDir": f"{here}/porto",
-            }  # fmt: skip
+                "Place": f"{here}/place",
+                "Socket": f"{here}/porto.sock",
+                "StateDir": f"{here}/porto",
+                "Cgroup": f"{stage}/porto-{zlib.crc32(here.encode()):08x}".lstrip("/"),
+            }
         else:
             tree["Porto"] = {"Socket": self.porto_socket}
         if self.registry is not None:

@@ -2,11 +2,13 @@
 
 ::
 
-    python -m tools.stage COMMAND [ARG ...]
+    python -m tools.stage [--host-network] COMMAND [ARG ...]
 
 When the command ends, or anything kills the stage (SIGKILL too), the kernel ends every process in it and with them
 go its mounts and network namespaces. cgroups alone outlive their processes, so a stage has a cgroup of its own
 (``$SHIM_STAGE_CGROUP``, a name below every hierarchy) and each new stage removes those that dead ones left.
+
+With ``--host-network`` the machine's own network namespace is kept: what a pod's network leaves in there stays.
 
 Inside, ``/run/netns``, ``/tmp/stage`` (``$SHIM_STAGE_DIR``) and CNI's state directories are fresh and private.
 """
@@ -27,6 +29,7 @@ CLONE_NEWNET = 0x40000000
 MS_REC, MS_PRIVATE, MS_SHARED, MS_NOSUID, MS_NODEV = 0x4000, 0x40000, 0x100000, 0x2, 0x4
 PR_SET_PDEATHSIG = 1
 
+HOST_NETWORK = "--host-network"
 DIRECTORY = "/tmp/stage"
 CGROUP_PREFIX = "portoshim-stage-"
 LOCK_DIRECTORY = Path("/run/portoshim-stages")
@@ -37,9 +40,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def main(argv: list[str]) -> int:
     """Run a command on a stage; its exit status."""
+    own_network = argv[0] != HOST_NETWORK
+    if not own_network:
+        del argv[0]
     remove_stale_cgroups()
     name, _lock = _claim_name()
-    _check(_libc.unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWPID), "unshare")
+    _check(_libc.unshare(CLONE_NEWNS | CLONE_NEWPID | (CLONE_NEWNET if own_network else 0)), "unshare")
     parent = os.getpid()
     child = os.fork()
     if child == 0:

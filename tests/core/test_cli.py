@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from shim_core import __version__
+from shim_core.testing import CriClient
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -110,6 +112,27 @@ def test_the_socket_option_wins(tmp_path: Path) -> None:
     path.write_text("Portoshim: {Socket: /run/one.sock}")
     done = run("--config", str(path), "--socket", "/run/two.sock", "config", "dump")
     assert "Socket: /run/two.sock" in done.stdout
+
+
+def test_sigterm_ends_it_also_when_it_was_started_with_sigterm_blocked(tmp_path: Path) -> None:
+    path = tmp_path / "portoshim.yaml"
+    path.write_text(
+        f"Portoshim: {{Socket: {tmp_path}/s, LogsDir: {tmp_path}/log, StateDir: {tmp_path}/state}}\n"
+        "Plugins: {Disabled: [porto_runtime, cni_net, registry_auth, streaming, embedded_porto]}\n"
+    )
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        process = subprocess.Popen([sys.executable, "-m", "shim_core.cli", "--config", str(path)])
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with process:
+        try:
+            with CriClient(str(tmp_path / "s")) as client:
+                client.wait_ready(20)
+            process.terminate()
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
 
 
 def test_plugins_are_listed_with_distribution_version_and_hooks() -> None:

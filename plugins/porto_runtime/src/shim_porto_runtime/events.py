@@ -60,6 +60,8 @@ class Monitor:
                     for event in subscription:
                         self._handle(event)
             except (PortoError, ShimError) as err:
+                if self._stop.is_set():
+                    return  # it was stop() that closed the subscription
                 logger.log(
                     logging.WARNING if failures == 0 else logging.DEBUG, "no events from portod: %s; trying again", err
                 )
