@@ -10,6 +10,9 @@ help:
 	@echo "make test     all tests (root: also those that make pods)"
 	@echo "make lint     ruff and mypy"
 	@echo "make bench    this shim, containerd and bare Porto calls side by side (root)"
+	@echo "make critest  the CRI conformance suite against this shim (root); CRITEST='--focus Networking'"
+	@echo "make fuzz     a million damaged streams for what reads streaming clients; FUZZ='--cases N'"
+	@echo "make docs     the pages of docs/ that are rendered from code"
 	@echo "make protos   generate the protobuf modules anew from the .proto files"
 
 prepare:
@@ -32,6 +35,12 @@ lint: prepare
 bench:
 	@tools/prepare.sh containerd conmon
 	@$(PYTHON) -m tools.stage $(PYTHON) -m tools.bench $(BENCH)
+
+critest: prepare
+	@$(PYTHON) -m tools.stage $(PYTHON) -m tools.critest $(CRITEST)
+
+fuzz: prepare
+	@$(PYTHON) -m tests.streaming.fuzz $(FUZZ)
 
 docs: prepare
 	@$(PYTHON) -m tools.docs

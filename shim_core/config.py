@@ -141,11 +141,7 @@ class Config:
     def describe(self) -> str:
         """The effective configuration as YAML, each key under its description."""
         lines: list[str] = []
-        descriptions: dict[str, dict[str, str]] = {}
-        for section in self._sections.values():
-            for name, field in type(section).model_fields.items():
-                alias = _alias(type(section), name)
-                descriptions.setdefault(type(section).section, {})[alias] = field.description or ""
+        descriptions = self.descriptions()
         for name, keys in self._tree().items():
             lines.append(f"{name}:")
             for key, value in keys.items():
@@ -154,6 +150,14 @@ class Config:
                 lines += [f"  {line}" for line in text.splitlines()]
             lines.append("")
         return "\n".join(lines)
+
+    def descriptions(self) -> dict[str, dict[str, str]]:
+        """What each key means, by section and key as they are in the file."""
+        found: dict[str, dict[str, str]] = {}
+        for section in self._sections.values():
+            for name, field in type(section).model_fields.items():
+                found.setdefault(type(section).section, {})[_alias(type(section), name)] = field.description or ""
+        return found
 
     def _tree(self) -> dict[str, dict[str, Any]]:
         tree: dict[str, dict[str, Any]] = {}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 import textwrap
 from pathlib import Path
 
-from shim_core import hookspecs, plugins
+import yaml
+
+from shim_core import daemon, hookspecs, plugins
+from shim_core.config import DEFAULT_PATH
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -93,7 +97,33 @@ def _field(line: str) -> str:
     return line
 
 
-PAGES = {"hooks.md": hooks}
+def configuration() -> str:
+    """``docs/configuration.md``: every key of the first-party plugins."""
+    lines = [
+        "# Configuration",
+        "",
+        "<!-- Rendered from the plugins' settings by `make docs`. -->",
+        "",
+        f"YAML, read from `{DEFAULT_PATH}`, or from where `--config` says. Every key may be left out, and so may",
+        "the file; a `portoshim.yaml` of the Go program works unchanged. A key that nobody knows is an error that",
+        "names the nearest known one. Durations are written as in Go: `30s`, `5m`, `1m30s`.",
+        "",
+        "`portoshim config default` prints all keys with their defaults, those of other plugins that are installed",
+        "included; `portoshim config dump` prints what is in force, secrets hidden.",
+        "",
+    ]
+    tree = yaml.safe_load(daemon.default_config().dump())
+    descriptions = daemon.default_config().descriptions()
+    for section, keys in tree.items():
+        lines += [f"## {section}", "", "| Key | Default | Meaning |", "|---|---|---|"]
+        for key, value in keys.items():
+            default = f"`{json.dumps(value, ensure_ascii=False)}`" if value not in ("", None, [], {}) else ""
+            lines.append(f"| `{key}` | {default} | {' '.join(descriptions[section][key].split())} |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+PAGES = {"hooks.md": hooks, "configuration.md": configuration}
 
 
 def main() -> None:

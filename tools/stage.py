@@ -104,10 +104,15 @@ def _cgroup_roots(pattern: str) -> list[Path]:
 def _claim_name() -> tuple[str, int]:
     """A name nobody uses, and the lock that says so for as long as this process lives."""
     LOCK_DIRECTORY.mkdir(mode=0o700, exist_ok=True)
-    name = f"{CGROUP_PREFIX}{os.getpid()}-{os.urandom(3).hex()}"
-    fd = os.open(LOCK_DIRECTORY / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    fcntl.flock(fd, fcntl.LOCK_EX)
-    return name, fd
+    while True:
+        name = f"{CGROUP_PREFIX}{os.getpid()}-{os.urandom(3).hex()}"
+        lock = LOCK_DIRECTORY / name
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        # Another stage that starts at this moment takes a file that isn't locked yet for a dead stage's.
+        if lock.exists():
+            return name, fd
+        os.close(fd)
 
 
 def _init(argv: list[str], name: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 import shim_core
 from shim_core import plugins, testing
+from shim_core.daemon import default_config
 from shim_core.dispatch import methods
 from tools import docs
 
@@ -132,3 +134,26 @@ def test_generated_modules_are_those_of_the_proto_files(tmp_path: Path) -> None:
         subprocess.run(command, cwd=ROOT, check=True)
         made = source.replace(".proto", "_pb2.py")
         assert (tmp_path / made).read_text() == (ROOT / root / made).read_text(), "run `make protos`"
+
+
+def test_the_readme_begins_with_the_two_commands_and_names_only_targets_there_are() -> None:
+    readme = (ROOT / "README.md").read_text()
+    first_screen = "\n".join(readme.splitlines()[:24])
+    assert "# make demo" in first_screen
+    assert "# make test" in first_screen
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        assert set(re.findall(r"`make ([a-z]+)", page.read_text())) <= targets, page
+
+
+def test_every_key_of_the_configuration_says_what_it_means() -> None:
+    for section, keys in default_config().descriptions().items():
+        for key, description in keys.items():
+            assert description, f"{section}.{key}"
+
+
+def test_the_systemd_unit_lets_the_stream_keeper_live() -> None:
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str  # type: ignore[method-assign, assignment]
+    unit.read(ROOT / "contrib" / "systemd" / "portoshim.service")
+    assert (unit["Service"]["Type"], unit["Service"]["KillMode"]) == ("notify", "process")

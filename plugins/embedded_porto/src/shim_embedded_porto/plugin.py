@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from typing import ClassVar
+
+from pydantic import Field, field_validator
 
 from shim_core.config import AbsolutePath, PortoshimSection, Section
 from shim_core.context import CallContext
@@ -16,6 +19,7 @@ from shim_core.types import Shim
 from shim_embedded_porto.supervisor import Supervisor
 
 NEEDED = ("crun", "tar")
+_CGROUP = re.compile(r"(?!\.)[\w.-]+(/(?!\.)[\w.-]+)*", re.ASCII)
 
 
 class EmbeddedPortoSection(Section):
@@ -23,14 +27,25 @@ class EmbeddedPortoSection(Section):
 
     section: ClassVar[str] = "EmbeddedPorto"
 
-    place: AbsolutePath = "/var/lib/portoshim-porto/place"
-    """The directory for layers, volumes and storages: Porto's default place. Not on an overlay file system."""
-    socket: AbsolutePath = "/run/portoshim-porto.sock"
-    """Where it serves Porto's protocol."""
-    state_dir: AbsolutePath = "/var/lib/portoshim-porto/state"
-    """What it remembers of its containers and volumes."""
-    cgroup: str = "porto-embedded"
-    """The containers' cgroup, below the root of every hierarchy. One for each daemon of a machine."""
+    place: AbsolutePath = Field(
+        "/var/lib/portoshim-porto/place",
+        description="Layers, volumes and storages: Porto's default place. Not on an overlay file system.",
+    )
+    socket: AbsolutePath = Field("/run/portoshim-porto.sock", description="Where it serves Porto's protocol.")
+    state_dir: AbsolutePath = Field(
+        "/var/lib/portoshim-porto/state", description="What it remembers of containers and volumes."
+    )
+    cgroup: str = Field(
+        "porto-embedded",
+        description="The containers' cgroup, below the root of every hierarchy; of its own for each of a machine.",
+    )
+
+    @field_validator("cgroup")
+    @classmethod
+    def _cgroup_name(cls, value: str) -> str:
+        if not _CGROUP.fullmatch(value):
+            raise ValueError("must be a name, or several joined by slashes, of letters, digits, '-', '_' and '.'")
+        return value
 
 
 class EmbeddedPorto:
