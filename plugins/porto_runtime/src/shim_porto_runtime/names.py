@@ -63,6 +63,7 @@ class Names:
     """
 
     def __init__(self, parent: str = "") -> None:
+        self.parent = parent
         self._prefix = f"{parent}/" if parent else ""
 
     def sandbox(self, sandbox_id: str) -> str:

@@ -12,11 +12,12 @@ it. Namespaced sysctls are set on the way.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from shim_core.cri.v1 import api_pb2 as pb
@@ -24,6 +25,7 @@ from shim_core.errors import InvalidArgument
 from shim_porto_runtime import linux
 
 SHM_SIZE = "64m"
+_NETNS_OF_PORTO = "/run/netns"
 _SYSCTL = re.compile(r"[a-zA-Z0-9_-]+(\.[a-zA-Z0-9_/-]+)+")
 _HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
@@ -34,6 +36,22 @@ _IPC_SYSCTLS = frozenset(
         "kernel.shmmni", "kernel.shm_rmid_forced",
     }
 )  # fmt: skip
+
+
+def netns_name(path: str) -> str:
+    """What Porto calls a network namespace: its path, seen from the one directory Porto looks in.
+
+    A namespace pinned elsewhere is reached by a symbolic link to its directory: Porto takes no ``..``.
+    """
+    directory, name = os.path.split(path)
+    directory = os.path.realpath(directory)
+    if directory == os.path.realpath(_NETNS_OF_PORTO):
+        return name
+    link = f"portoshim-{hashlib.sha256(directory.encode()).hexdigest()[:16]}"
+    os.makedirs(_NETNS_OF_PORTO, exist_ok=True)
+    with suppress(FileExistsError):
+        os.symlink(directory, f"{_NETNS_OF_PORTO}/{link}")
+    return f"{link}/{name}"
 
 
 def check_sysctls(config: pb.PodSandboxConfig) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from porto_api import PortoError
 from shim_core.context import CallContext
 from shim_core.cri.v1 import api_pb2 as pb
 from shim_core.types import RuntimeCondition
-from shim_porto_runtime import linux
+from shim_porto_runtime import capabilities, linux
 from shim_porto_runtime.porto_errors import porto_errors
 from shim_porto_runtime.sandbox import HANDLERS
 
@@ -55,12 +55,31 @@ def status(rt: Runtime, request: pb.StatusRequest, context: CallContext) -> pb.S
 
 
 def condition(rt: Runtime, context: CallContext) -> RuntimeCondition:
-    """RuntimeReady: whether portod answers."""
+    """RuntimeReady: whether portod answers, and pods can run in the parent container."""
+    timeout_s = context.remaining_s(_LOOK_TIMEOUT_S)
+    parent = rt.names.parent
     try:
-        rt.porto.version(timeout_s=context.remaining_s(_LOOK_TIMEOUT_S))
+        if not parent:
+            rt.porto.version(timeout_s=timeout_s)
+            return RuntimeCondition("RuntimeReady", True)
+        found = rt.porto.get([parent], ["state", "capabilities"], timeout_s=timeout_s)[parent]
     except PortoError as err:
         return RuntimeCondition("RuntimeReady", False, "PortoUnavailable", f"portod does not answer: {err}")
+    problem = _problem_of_parent(found)
+    if problem:
+        return RuntimeCondition("RuntimeReady", False, "ParentContainer", f"Porto.ParentContainer {parent}: {problem}")
     return RuntimeCondition("RuntimeReady", True)
+
+
+def _problem_of_parent(found: Mapping[str, str | PortoError]) -> str:
+    """Why pods can't run in it, if so. To Porto no container can be allowed more than those above it."""
+    state, allowed = found["state"], found["capabilities"]
+    if isinstance(state, PortoError) or isinstance(allowed, PortoError):
+        return str(state if isinstance(state, PortoError) else allowed)
+    if state not in ("running", "meta"):
+        return f"it is {state}; start it"
+    missing = capabilities.INIT_NEEDS - {name.strip() for name in allowed.split(";")}
+    return f"it lacks the capabilities {', '.join(sorted(missing))}; set its property capabilities" if missing else ""
 
 
 def info(rt: Runtime) -> dict[str, str]:

@@ -179,7 +179,7 @@ def _start(rt: Runtime, record: SandboxRecord, context: CallContext, undo: Undo)
     name = rt.names.sandbox(record.id)
     undo.add("destroy the Porto container", lambda: destroy(rt, name))
     with porto_errors("starting the sandbox"):
-        netns = attachment.netns_path.rsplit("/", 1)[-1] if attachment else None
+        netns = namespaces.netns_name(attachment.netns_path) if attachment else None
         meta = spec.sandbox(name, record.id, rt.shim_id, record.config, netns)
         rt.porto.create_from_spec(meta, start=True, timeout_s=context.remaining_s(rt.porto.timeout_s))
     if image is not None:

@@ -22,7 +22,8 @@ class PortoSection(Section):
         description="The directory whose filesystem holds the images, when Images.Place names none.",
     )
     parent_container: str = Field(
-        "", description="A Porto container to run all pods in; empty: the top level. It has to exist and to run."
+        "",
+        description="A Porto container to run all pods in; empty: the top level. It has to run, with all capabilities.",
     )
 
     @field_validator("socket_timeout")

@@ -28,7 +28,7 @@ def sandbox(
 ) -> rpc_pb2.TContainerSpec:
     """The meta container that holds a pod's namespaces and cgroups.
 
-    :param netns: name of its network namespace below /run/netns; None: the host's.
+    :param netns: name of its network namespace, seen from /run/netns; None: the host's.
     """
     security = config.linux.security_context
     # Without a PID namespace of its own Porto gives it none at all: what the pod shares then, init joins.
