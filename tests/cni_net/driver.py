@@ -4,9 +4,10 @@
 
     python -m tests.cni_net.driver DIRECTORY
 
-Forks a daemon for each line it reads, since an interpreter takes longer to start than the rest. With ``line NUMBER`` the
-daemon kills itself with SIGKILL before it executes that many lines of the plugin's code; with 0 it only says how many
-there are. With ``start NUMBER`` it says when it is about to start that many processes. Otherwise it says what it does.
+Forks a daemon for each line it reads, since an interpreter takes longer to start than all the rest. With
+``line NUMBER`` it kills itself with SIGKILL before it executes that many lines of the plugin's code; with 0 it only
+says how many there are. With ``start NUMBER`` it says when it is about to start that many processes. Otherwise it says
+what it does.
 
 :class:`Driver` is the other end.
 """
@@ -23,7 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 import shim_cni_net
 
@@ -35,6 +36,7 @@ POD = sandbox(
     port_mappings=(PortMapping("tcp", 80, 31080),),
     annotations={"kubernetes.io/ingress-bandwidth": "10M", "kubernetes.io/egress-bandwidth": "10M"},
 )
+_ENDED = "ended"
 _SOURCES = str(Path(shim_cni_net.__file__).parent)
 
 
@@ -72,23 +74,12 @@ class Driver:
     @contextmanager
     def daemon(self, how: str = "") -> Iterator[Daemon]:
         """A daemon that has ended when this does."""
-        self.say(how)
-        daemon = Daemon(self, int(self.hear()))
-        try:
-            yield daemon
-        finally:
-            daemon.wait()
-
-    def say(self, line: str) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{line}\n")
-
-    def hear(self) -> str:
-        """The next line, without its end."""
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, "the driver has ended"
-        return line.rstrip("\n")
+        self._process.stdin.write(f"{how}\n")
+        daemon = Daemon(self._process.stdout)
+        yield daemon
+        daemon.wait()
 
     def close(self) -> None:
         with self._process as process:
@@ -97,29 +88,40 @@ class Driver:
 
 
 class Daemon:
-    """A daemon that a driver has started."""
+    """A daemon that a driver has started.
 
-    def __init__(self, driver: Driver, pid: int) -> None:
-        self._driver = driver
-        self._pid = pid
+    :param output: what it says, and its driver when it has ended.
+    """
+
+    def __init__(self, output: IO[str]) -> None:
+        self._output = output
         self._status: int | None = None
+        self._pid = int(self.hear())
 
     def hear(self) -> str:
         """The next thing it says."""
-        return self._driver.hear()
+        line = self._line()
+        assert self._status is None, f"it has ended, exit status {self._status}"
+        return line
 
     def kill(self) -> None:
-        # Nobody has waited for it yet: the id is still its own.
-        os.kill(self._pid, signal.SIGKILL)
+        try:
+            os.kill(self._pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # it has come to its end
 
     def wait(self) -> int:
         """Its exit status; a signal's number is negative."""
-        if self._status is None:
-            self._driver.say("wait")
-            while not (line := self._driver.hear()).startswith("ended "):
-                pass
-            self._status = int(line.removeprefix("ended "))
+        while self._status is None:
+            self._line()
         return self._status
+
+    def _line(self) -> str:
+        line = self._output.readline()
+        assert line, "the driver has ended"
+        if line.startswith(_ENDED):
+            self._status = int(line.removeprefix(_ENDED))
+        return line.rstrip("\n")
 
 
 def node(directory: Path) -> Node:
@@ -132,8 +134,7 @@ def main(directory: Path) -> None:
         pid = os.fork()
         if pid == 0:
             _run(directory, line.split())
-        sys.stdin.readline()
-        print("ended", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        print(_ENDED, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
 def _run(directory: Path, how: list[str]) -> None:
