@@ -7,10 +7,8 @@ import logging
 import os
 import signal
 import socket
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import pluggy
@@ -29,6 +27,7 @@ logger = logging.getLogger("shim.core")
 FIRST_PARTY_SECTIONS = {
     "Porto": "shim-porto-runtime",
     "CNI": "shim-cni-net",
+    "EmbeddedPorto": "shim-embedded-porto",
     "StreamingServer": "shim-streaming",
     "Images": "shim-porto-runtime and shim-registry-auth",
 }
@@ -108,13 +107,13 @@ def serve(options: Options) -> None:
     for plugin in assembly.plugins:
         logger.info("using %s", plugin)
 
-    stop = _stop_on_signals()
+    wait_for_the_end = _catch_signals()
     server = Server(Dispatcher(assembly.manager), core.socket)
     try:
         assembly.manager.hook.shim_startup()
         server.start()
         _notify("READY=1")
-        stop.wait()
+        wait_for_the_end()
         logger.info("stopping")
         _notify("STOPPING=1")
         server.stop()
@@ -146,20 +145,25 @@ def _sections_of(manager: pluggy.PluginManager, plugin: plugins.Plugin) -> Seque
     return sections
 
 
-def _stop_on_signals() -> threading.Event:
-    stop = threading.Event()
+def _catch_signals() -> Callable[[], None]:
+    """From now on SIGTERM and SIGINT end nothing by themselves; what is returned waits for one."""
+    # A pipe, since a signal may be delivered to another thread, or just before this one begins to wait.
+    arrived, written = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(written, False)
+    signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: None)
     # Whoever started us may have had them blocked.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
     # logrotate sends it; the log file is followed by name anyway.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    return stop
+
+    def wait() -> None:
+        while os.read(arrived, 1)[0] not in (signal.SIGTERM, signal.SIGINT):
+            pass
+
+    return wait
 
 
 def _shut_down(assembly: Assembly) -> None:

@@ -65,9 +65,15 @@ class CriClient:
     def wait_ready(self, timeout_s: float = 30.0) -> None:
         """Return once the server accepts connections.
 
-        :raises grpc.FutureTimeoutError: it doesn't, in time.
+        :raises TimeoutError: it doesn't, in time.
         """
-        grpc.channel_ready_future(self._channel).result(timeout=timeout_s)
+        # Not grpc.channel_ready_future: its thread goes on for a while and stumbles over a channel closed meanwhile.
+        probe = self._channel.unary_unary("/probe/Probe")
+        try:
+            probe(b"", timeout=timeout_s, wait_for_ready=True)
+        except grpc.RpcError as err:
+            if err.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                raise TimeoutError(f"no answer within {timeout_s} s") from err
 
     def close(self) -> None:
         self._channel.close()

@@ -25,7 +25,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import grpc
 import yaml
 
 from shim_core.testing import CriClient
@@ -137,15 +136,19 @@ class Node:
 
         :raises NodeError: there is no crictl.
         """
-        command = self._crictl_command(*arguments)
+        command = self.crictl_command(*arguments)
         return subprocess.run(command, check=check, capture_output=True, text=True, input=stdin)
 
     def crictl_process(self, *arguments: str) -> subprocess.Popen[str]:
         """Start crictl against the node, its output to be read."""
         pipe = subprocess.PIPE
-        return subprocess.Popen(self._crictl_command(*arguments), stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        return subprocess.Popen(self.crictl_command(*arguments), stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
-    def _crictl_command(self, *arguments: str) -> list[str]:
+    def crictl_command(self, *arguments: str) -> list[str]:
+        """The command line of a call of crictl's.
+
+        :raises NodeError: there is no crictl.
+        """
         program = crictl_path()
         if program is None:
             raise NodeError("crictl could not be built")
@@ -280,7 +283,7 @@ class Node:
                 try:
                     probe.wait_ready(0.2)
                     return
-                except grpc.FutureTimeoutError:
+                except TimeoutError:
                     if self._process.poll() is not None:
                         break
         status = self._process.poll()

@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-import grpc
-
 from shim_core.testing import CriClient
 from tools.node import CNI_BIN, PAUSE, Node
 from tools.registry import LocalRegistry
@@ -102,7 +100,7 @@ class Containerd:
             try:
                 self.cri.wait_ready(0.5)
                 return
-            except grpc.FutureTimeoutError:
+            except TimeoutError:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     tail = self.log_path.read_text(errors="replace")[-2000:]
                     raise RuntimeError(f"containerd does not serve:\n{tail}") from None

@@ -97,6 +97,14 @@ class Pods:
             records.append((stream, text if tag == "P" else text + "\n"))
         return records
 
+    def log_bytes(self, container: str) -> bytes:
+        """As :meth:`log`, whatever the bytes are."""
+        found = b""
+        for line in Path(self.status(container).log_path).read_bytes().split(b"\n")[:-1]:
+            _, _, tag, text = line.split(b" ", 3)
+            found += text if tag == b"P" else text + b"\n"
+        return found
+
     def exec(self, container: str, *command: str, timeout: int = 20) -> pb.ExecSyncResponse:
         request = pb.ExecSyncRequest(container_id=container, cmd=command, timeout=timeout)
         answer: pb.ExecSyncResponse = self.cri.ExecSync(request)

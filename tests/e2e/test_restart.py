@@ -159,6 +159,8 @@ def test_containers_that_no_record_knows_are_destroyed(own: Node, own_pods: Pods
     own.start()
     with Client(porto_socket(own)) as porto:
         until(lambda: sandbox not in porto.list_containers())
+    until(lambda: [*(own.directory / "state" / "containers").iterdir(), *(own.directory / "volumes").iterdir()] == [])
+    assert list((own.directory / "state" / "sandboxes").iterdir()) == []
     assert list(own.cri.ListPodSandbox(pb.ListPodSandboxRequest()).items) == []
 
 
