@@ -134,12 +134,12 @@ def main(directory: Path) -> None:
         pid = os.fork()
         if pid == 0:
             _run(directory, line.split())
-        print(_ENDED, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        _say(f"{_ENDED} {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}")
 
 
 def _run(directory: Path, how: list[str]) -> None:
     """A daemon's life."""
-    print(os.getpid(), flush=True)
+    _say(str(os.getpid()))
     try:
         daemon = node(directory)
         match how:
@@ -147,7 +147,7 @@ def _run(directory: Path, how: list[str]) -> None:
                 executioner = Executioner(int(number))
                 executioner.start()
                 _attach_and_detach(daemon)
-                print(executioner.executed, flush=True)
+                _say(str(executioner.executed))
             case ["start", number]:
                 _announce(int(number))
                 _attach_and_detach(daemon)
@@ -161,11 +161,11 @@ def _run(directory: Path, how: list[str]) -> None:
 
 def _attach_and_detach(daemon: Node) -> None:
     with daemon:
-        print("attach", flush=True)
+        _say("attach")
         daemon.attach(POD)
-        print("detach", flush=True)
+        _say("detach")
         daemon.detach(POD)
-    print("done", flush=True)
+    _say("done")
 
 
 def _announce(number: int) -> None:
@@ -177,9 +177,14 @@ def _announce(number: int) -> None:
         if event == "subprocess.Popen":
             started += 1
             if started == number:
-                os.write(1, b"start\n")
+                _say("start")
 
     sys.addaudithook(on_event)
+
+
+def _say(line: str) -> None:
+    """In one piece: another thread may strike at any time."""
+    os.write(1, f"{line}\n".encode())
 
 
 if __name__ == "__main__":

@@ -15,15 +15,15 @@ from shim_core import testing
 from shim_core.errors import Cancelled, Unavailable
 from shim_core.types import PortMapping
 from tests.cni_net.support import REAL_PLUGINS, FakePlugin, Node, footprint, sandbox, settles, until
-from tests.cni_net.test_real_plugins import BRIDGE, FIREWALL, PORTMAP, leases
+from tests.cni_net.test_real_plugins import FIREWALL, IPV4_BRIDGE, PORTMAP, leases
 
 pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(not Path(REAL_PLUGINS, "bridge").exists(), reason="needs containernetworking-plugins"),
 ]
 
-ADD_TIMEOUT_S = 4.0
-DEL_TIMEOUT_S = 6.0
+ADD_TIMEOUT_S = 2.5
+DEL_TIMEOUT_S = 4.0
 POD = sandbox(port_mappings=(PortMapping("tcp", 80, 31080),))
 PASS_ON = "sed -e 's/.*\"prevResult\": //' -e 's/}$//' $call.stdin; exit 0"
 
@@ -34,14 +34,15 @@ BREAKS = {
         """printf '{"code": 7, "msg": "bad subnet", "details": "it is too small"}'; exit 1""",
         "bad subnet; it is too small; code 7 (exit status 1)",
     ),
-    "hangs": ("sleep 1000", "it took too long and was killed"),
-    "hangs-in-a-child": ("setsid sleep 1000 & sleep 1000", "it took too long and was killed"),
-    "ignores-signals": ("trap '' TERM INT HUP; while :; do sleep 1000; done", "it took too long and was killed"),
+    "hangs": (
+        "trap '' TERM INT HUP; setsid sleep 1000 & while :; do sleep 1000; done",
+        "it took too long and was killed",
+    ),
     "garbage": ("echo hello, world; exit 0", "the output is not JSON"),
     "wrong-json": ("echo '[1, 2]'; exit 0", "the output is not a JSON object"),
     "no-address": ("""echo '{"cniVersion": "1.0.0", "ips": [{"address": "here"}]}'; exit 0""", "ips[0].address"),
     "gigabyte": ("head -c 1G /dev/zero; exit 0", "it printed more than 1048576 bytes and was killed"),
-    "gigabyte-of-errors": ("head -c 1G /dev/zero | tr '\\0' x >&2; exit 1", "standard error: xxx"),
+    "gigabyte-of-errors": ("{ head -c 1G /dev/zero; echo xxx; } >&2; exit 1", "standard error: xxx"),
     "nothing": ("exit 0", "nothing was printed where a result was expected"),
     "killed": ("kill -9 $$", "it was killed by signal 9"),
 }
@@ -52,7 +53,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
     with Node(
         tmp_path, bin_dirs=[REAL_PLUGINS], AddTimeout=f"{ADD_TIMEOUT_S}s", DelTimeout=f"{DEL_TIMEOUT_S}s"
     ) as node:
-        node.network(BRIDGE, FIREWALL, "broken", PORTMAP)
+        node.network(IPV4_BRIDGE, FIREWALL, "broken", PORTMAP)
         yield node
 
 
@@ -101,11 +102,6 @@ def test_add(node: Node, broken: FakePlugin, before: dict[str, Any], how: str) -
     assert processes() == []
     assert node.status(POD) is None
     assert leases(), "the address of the first plugin is still taken"
-
-    assert node.detach(POD)
-    assert settles(before, "/var/lib/cni", node.state) == before
-    broken.on("ADD", PASS_ON)
-    assert node.attach(POD).addresses, "it works once the plugin does"
     assert node.detach(POD)
     assert settles(before, "/var/lib/cni", node.state) == before
 
@@ -127,9 +123,9 @@ def test_a_plugin_that_cannot_be_run(node: Node, broken: FakePlugin, before: dic
 
 
 @pytest.mark.parametrize("type_", ["../broken", "..", "/bin/sh", "", "a/b", "broken:x"])
-def test_a_type_that_is_a_path_is_never_run(node: Node, broken: FakePlugin, before: dict[str, Any], type_: str) -> None:
+def test_a_type_that_is_a_path_is_never_run(node: Node, broken: FakePlugin, type_: str) -> None:
+    before = look(node)
     node.bin.parent.joinpath("broken").symlink_to(broken.path)
-    calls = len(broken.calls())
     for plugin in ({"type": type_}, {"type": "broken", "ipam": {"type": type_ or "../x"}}):
         path = node.network(plugin)
         with pytest.raises(Unavailable, match=r"the pod network is not ready") as caught:
@@ -139,7 +135,7 @@ def test_a_type_that_is_a_path_is_never_run(node: Node, broken: FakePlugin, befo
         [condition] = node.manager.hook.runtime_conditions(context=testing.context())
         assert not condition.status
         assert str(path) in condition.message
-    assert len(broken.calls()) == calls
+    assert broken.calls() == []
     assert node.detach(POD)
     assert look(node) == before
 
@@ -248,6 +244,17 @@ def test_the_time_the_client_has_left_bounds_add(node: Node, broken: FakePlugin,
     assert settles(before, "/var/lib/cni", node.state) == before
 
 
+def test_it_works_once_the_plugin_does(node: Node, broken: FakePlugin, before: dict[str, Any]) -> None:
+    broken.on("ADD", "exit 1")
+    with pytest.raises(Unavailable, match=r"broken"):
+        node.attach(POD)
+    assert node.detach(POD)
+    broken.on("ADD", PASS_ON)
+    assert node.attach(POD).addresses
+    assert node.detach(POD)
+    assert settles(before, "/var/lib/cni", node.state) == before
+
+
 def test_attach_after_a_failed_attach_deletes_first(node: Node, broken: FakePlugin, before: dict[str, Any]) -> None:
     broken.on("ADD", "exit 1")
     with pytest.raises(Unavailable, match=r"broken"):
@@ -261,7 +268,7 @@ def test_attach_after_a_failed_attach_deletes_first(node: Node, broken: FakePlug
 
 
 def test_a_result_without_addresses_is_an_error(node: Node, broken: FakePlugin, before: dict[str, Any]) -> None:
-    node.network(BRIDGE, "broken")
+    node.network(IPV4_BRIDGE, "broken")
     broken.on("ADD", None)
     broken.returns({"cniVersion": "1.0.0", "interfaces": [{"name": "eth0", "sandbox": "x"}]})
     with pytest.raises(Unavailable, match=r'network "net" \(bridge, broken\) gave eth0 no address'):
@@ -275,7 +282,7 @@ def test_a_namespace_that_has_vanished_is_no_obstacle(
     node: Node, broken: FakePlugin, before: dict[str, Any], how: str
 ) -> None:
     # Without ipMasq: its rules can't be found without the interface, whoever asks the plugin.
-    node.network({**BRIDGE, "ipMasq": False}, FIREWALL, "broken", PORTMAP)
+    node.network({**IPV4_BRIDGE, "ipMasq": False}, FIREWALL, "broken", PORTMAP)
     attachment = node.attach(POD)
     path = attachment.netns_path
     node.networking.namespaces.remove(path)

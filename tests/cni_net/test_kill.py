@@ -14,23 +14,24 @@ import pytest
 from shim_core.errors import ShimError
 from tests.cni_net import driver
 from tests.cni_net.support import REAL_PLUGINS, Node, footprint, settles, until
-from tests.cni_net.test_real_plugins import BANDWIDTH, BRIDGE, FIREWALL, PORTMAP, TUNING
+from tests.cni_net.test_real_plugins import BANDWIDTH, BRIDGE, FIREWALL, IPV4_BRIDGE, PORTMAP, TUNING
 
 pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(not Path(REAL_PLUGINS, "bridge").exists(), reason="needs containernetworking-plugins"),
 ]
 
-ROUNDS = 50
-"""At a moment, and as many at a line."""
-STARTS = 30
+# A hundred in all.
+MOMENTS = 40
+LINES = 40
+STARTS = 20
 PLUGIN_CALLS = 10
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Node:
+def node(tmp_path: Path, request: pytest.FixtureRequest) -> Node:
     node = driver.node(tmp_path)
-    node.network(BRIDGE, TUNING, BANDWIDTH, FIREWALL, PORTMAP)
+    node.network(getattr(request, "param", IPV4_BRIDGE), TUNING, BANDWIDTH, FIREWALL, PORTMAP)
     return node
 
 
@@ -70,6 +71,7 @@ def _look(node: Node) -> dict[str, Any]:
     return footprint("/var/lib/cni", node.state)
 
 
+@pytest.mark.parametrize("node", [BRIDGE], indirect=True, ids=["both-families"])
 def test_at_any_moment(node: Node, before: dict[str, Any], daemons: driver.Driver) -> None:
     with daemons.daemon() as daemon:
         assert daemon.hear() == "attach"
@@ -78,7 +80,7 @@ def test_at_any_moment(node: Node, before: dict[str, Any], daemons: driver.Drive
         whole_s = time.monotonic() - started
     seed = random.randrange(2**32)
     moments = random.Random(seed)
-    for number in range(ROUNDS):
+    for number in range(MOMENTS):
         after_s = moments.uniform(0, whole_s)
         with daemons.daemon() as daemon:
             assert daemon.hear() == "attach"
@@ -96,9 +98,9 @@ def test_at_any_line(node: Node, before: dict[str, Any], daemons: driver.Driver)
     assert lines > 500
     seed = random.randrange(2**32)
     # One at a random place of each of so many equal parts: no stretch of the code is left out.
-    part = lines / ROUNDS
+    part = lines / LINES
     choice = random.Random(seed)
-    for number in range(ROUNDS):
+    for number in range(LINES):
         line = max(1, int(number * part + choice.uniform(0, part)))
         with daemons.daemon(f"line {line}") as daemon:
             assert daemon.wait() in (-signal.SIGKILL, 0), "a few lines more or less are executed each time"
