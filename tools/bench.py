@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import statistics
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,11 +28,13 @@ import grpc
 
 from shim_core.cri.v1 import api_pb2 as pb
 from shim_core.testing import CriClient
-from tools import images, stage
+from tools import bench_images, bench_keeper, images, stage
+from tools.bench_streaming import measure_streaming
 from tools.floor import Floor
 from tools.node import PAUSE, Node
 from tools.peer import Containerd
 from tools.registry import LocalRegistry
+from tools.scratch import scratch
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
 MARK = "<!-- the table -->"
@@ -45,6 +47,8 @@ class Side(Protocol):
     def cri(self) -> CriClient: ...
     @property
     def pid(self) -> int: ...
+    @property
+    def socket(self) -> str: ...
     @property
     def pod_logs(self) -> Path: ...
 
@@ -82,6 +86,7 @@ class Table:
 
 
 SHIM, PEER, FLOOR = "portoshim", "containerd", "floor"
+CNI_ADD, CNI_DEL = "of that, CNI ADD", "of that, CNI DEL"
 
 
 class Pods:
@@ -114,7 +119,6 @@ class Pods:
         config = pb.ContainerConfig(
             metadata=pb.ContainerMetadata(name=f"c{number}"),
             image=pb.ImageSpec(image=self.image),
-            command=["sleep", "100000"],
             log_path=f"c{number}.log",
             labels={"io.kubernetes.container.name": f"c{number}"},
         )
@@ -125,10 +129,17 @@ class Pods:
         config = self.sandbox_config(host_network=host_network)
         return self.side.cri.RunPodSandbox(pb.RunPodSandboxRequest(config=config)).pod_sandbox_id, config
 
-    def create(self, sandbox: str, config: pb.PodSandboxConfig, number: int = 0) -> str:
-        request = pb.CreateContainerRequest(
-            pod_sandbox_id=sandbox, config=self.container_config(number), sandbox_config=config
-        )
+    def create(
+        self,
+        sandbox: str,
+        config: pb.PodSandboxConfig,
+        number: int = 0,
+        *,
+        command: Sequence[str] = ("sleep", "100000"),
+    ) -> str:
+        container_config = self.container_config(number)
+        container_config.command.extend(command)
+        request = pb.CreateContainerRequest(pod_sandbox_id=sandbox, config=container_config, sandbox_config=config)
         container: str = self.side.cri.CreateContainer(request).container_id
         return container
 
@@ -236,6 +247,24 @@ def measure_throughput(table: Table, sides: list[Pods], pods_each: int) -> None:
             table.row(f"pods up and down, {at_once} at once", "pods/s").add(pods.name, rate)
 
 
+def measure_networking(table: Table, node: Node) -> None:
+    """What the shim took to connect and disconnect pods, as it logged it; the plugins' own time is the floor."""
+    log = node.log_path.read_text()
+    for row, words in ((CNI_ADD, r"is attached: \S+"), (CNI_DEL, "is detached")):
+        for took_ms in re.findall(rf"shim\.cni_net .* {words}, ([\d.]+) ms", log):
+            table.row(row).add(SHIM, float(took_ms))
+
+
+def measure_keeper(table: Table, containers: int, seconds: float) -> None:
+    """The stream keeper and as many conmons, in the columns of the shim and its peer."""
+    for row in bench_keeper.rows(containers, seconds):
+        name, _, unit = row.name.rpartition(", ")
+        made = table.row(f"logs: {name} (conmon for containerd)", unit)
+        made.add(SHIM, row.ours)
+        if row.conmon is not None:
+            made.add(PEER, row.conmon)
+
+
 def in_parallel(step: Callable[[], None], times: int, at_once: int) -> None:
     left = threading.Semaphore(times)
     errors: list[Exception] = []
@@ -285,7 +314,8 @@ def descendants(pid: int) -> list[int]:
         root = Path(f"/proc/{pid}/cmdline").read_bytes()
         shim = b"shim_core" in root
         mine = int(entry) == pid or (parent == pid and "shim_embedded_porto" not in command)
-        helper = ("keeper" in command and "embedded" not in command) if shim else "containerd-shim" in command
+        # The embedded Porto has a keeper as well.
+        helper = ("keeper" in command and "porto-keeper" not in command) if shim else "containerd-shim" in command
         if mine or helper:
             found.append(int(entry))
     return found
@@ -335,11 +365,17 @@ def targets(table: Table) -> list[str]:
             else None
         )
 
+    def of_peer(name: str) -> float | None:
+        ours, theirs = table.row(name).median(SHIM), table.row(name).median(PEER)
+        return ours / theirs if ours is not None and theirs else None
+
+    pulls = [f"PullImage, {sample.name}" for sample in bench_images.SAMPLES]
     checks: list[tuple[str, float | None, float, str]] = [
         ("added to Run + Create + Start", added("RunPodSandbox", "CreateContainer", "StartContainer"), 10, "ms"),
         ("added to ExecSync", added("ExecSync"), 3, "ms"),
         ("a list of 100 containers", table.row("ListContainers, 100 containers").median(SHIM), 3, "ms"),
         ("memory when idle", table.row("memory when idle", "MiB").median(SHIM), 90, "MiB"),
+        *((name, of_peer(name), 1, "of containerd's time") for name in pulls),
     ]
     return [
         f"- {name}: {value:.1f} {unit}, {'within' if value <= limit else '**over**'} the target of {limit:g} {unit}"
@@ -368,17 +404,12 @@ def main() -> int:
         sys.exit("the benchmark runs on a stage: make bench")
     table = Table()
     with ExitStack() as stack:
-        # What a peer that failed has left mounted goes with the stage.
-        parent = os.environ.get("SHIM_STAGE_DIR")
-        temporary = tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True)
-        directory = Path(stack.enter_context(temporary))
+        directory = stack.enter_context(scratch(os.environ.get("SHIM_STAGE_DIR")))
         registry = stack.enter_context(LocalRegistry(directory / "registry"))
         images.push(images.pause(), registry, *_repository(PAUSE))
         images.push(images.busybox(), registry, "bench/busybox", ["1"])
         image = f"{registry.address}/bench/busybox:1"
-        node = stack.enter_context(
-            Node(directory / "node", registry=registry, config={"Plugins": {"Disabled": ["embedded_porto"]}})
-        )
+        node = stack.enter_context(Node(directory / "node", registry=registry))
         sides = [Pods(table, SHIM, node, image)]
         if (missing := Containerd.missing()) is None:
             sides.append(Pods(table, PEER, stack.enter_context(Containerd(directory / "peer", registry, node)), image))
@@ -393,6 +424,10 @@ def main() -> int:
         for count in (10,) if options.quick else (10, 100):
             measure_lists(table, sides, floor, count, rounds)
         measure_throughput(table, sides, 4 if options.quick else 24)
+        measure_streaming(table, sides, 10 if options.quick else 100, 1 if options.quick else 3)
+        measure_networking(table, node)
+    measure_keeper(table, *((20, 3.0) if options.quick else (bench_keeper.CONTAINERS, bench_keeper.SECONDS)))
+    bench_images.measure_pulls(table, 1 if options.quick else 3, bench_images.SAMPLES[: 1 if options.quick else None])
     porto = "a real portod" if "PORTO_SOCKET" in os.environ else "the embedded Porto"
     text = "\n".join(
         [render(table, f"{porto}, Linux {os.uname().release}, {os.cpu_count()} cores"), "", *targets(table)]

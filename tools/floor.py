@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from shim_porto_runtime import mounts, spec
-from shim_porto_runtime.process import HELPER_DIRECTORY
 
 from porto_api import Client, rpc_pb2
 from shim_core.cri.v1 import api_pb2 as pb
@@ -48,13 +47,13 @@ class Floor:
             self._sandbox(_NAME, None)
         porto.destroy(_NAME)
         with table.timed("RunPodSandbox", floor):
-            netns = self._attach()
+            netns = self._attach(table)
             self._sandbox(_NAME, netns)
         name = f"{_NAME}/c"
         with table.timed("CreateContainer", floor):
             self._create(name)
         with table.timed("StartContainer", floor):
-            porto.update_from_spec(rpc_pb2.TContainerSpec(name=name, stdout_path="/dev/null"), start=True)
+            self._start(name)
         self._exec(name)
         with table.timed("ExecSync", floor):
             self._exec(name)
@@ -68,7 +67,7 @@ class Floor:
             porto.destroy(name)
         with table.timed("StopPodSandbox", floor):
             porto.destroy(_NAME)
-            self._detach()
+            self._detach(table)
 
     def states(self, table: Table, row: str) -> None:
         """What a list needs of Porto: the states of all containers there are."""
@@ -76,22 +75,26 @@ class Floor:
             self._porto.get(["*", "*/*"], ["state"])
 
     def _sandbox(self, name: str, netns: str | None) -> None:
-        made = spec.sandbox(name, "0" * 64, "bench", pb.PodSandboxConfig(hostname="bench"), netns)
+        config = pb.PodSandboxConfig(hostname="bench")
+        made = spec.sandbox(name, "0" * 64, "bench", config, netns, (), hugetlb=False)
         self._porto.create_from_spec(made, start=True)
-        root = self._root("pause")
-        pause = spec.pause(f"{name}/pause", "0" * 64, "bench", root, ["/bin/busybox", "sleep", "100000"])
-        volume = spec.root_volume(root, f"{name}/pause", self._layers, "")
-        self._porto.create_from_spec(pause, [volume], start=True)
+        root, paused = self._root("pause"), f"{name}/pause"
+        pause = spec.pause(paused, "0" * 64, "bench", root, str(self._directory))
+        self._porto.create_from_spec(pause, [spec.root_volume(root, paused, self._layers, "")])
+        self._start(paused)
 
     def _create(self, name: str) -> None:
         config = pb.ContainerConfig()
         config.linux.security_context.namespace_options.pid = pb.CONTAINER
         root = self._root("c")
-        plan = mounts.Plan()
-        plan.bind(str(self._directory), HELPER_DIRECTORY, "ro", "rec", "nosuid", "exec")
-        made = spec.container(name, "0" * 64, "bench", config, root, plan, [], "")
-        made.command_argv.argv.extend(["/bin/busybox", "sleep", "100000"])
+        plan = mounts.Plan([mounts.helper(str(self._directory))])
+        made = spec.container(name, "0" * 64, "bench", config, root, plan, hugetlb=False)
         self._porto.create_from_spec(made, [spec.root_volume(root, name, self._layers, "")])
+
+    def _start(self, name: str) -> None:
+        update = rpc_pb2.TContainerSpec(name=name, stdout_path="/dev/null")
+        update.command_argv.argv.extend(["/bin/busybox", "sleep", "100000"])
+        self._porto.update_from_spec(update, start=True)
 
     def _exec(self, container: str) -> None:
         # As the shim does it: portod destroys it when the connection closes, and nobody waits for that.
@@ -109,17 +112,19 @@ class Floor:
         path.mkdir(exist_ok=True)
         return str(path)
 
-    def _attach(self) -> str:
+    def _attach(self, table: Table) -> str:
         subprocess.run(["ip", "netns", "add", _NAME], check=True)
         result: dict[str, Any] | None = None
-        for plugin in self._plugins():
-            document = {**plugin, **({"prevResult": result} if result else {})}
-            result = json.loads(self._plugin("ADD", document))
+        with table.timed("of that, CNI ADD", "floor"):
+            for plugin in self._plugins():
+                document = {**plugin, **({"prevResult": result} if result else {})}
+                result = json.loads(self._plugin("ADD", document))
         return _NAME
 
-    def _detach(self) -> None:
-        for plugin in reversed(self._plugins()):
-            self._plugin("DEL", plugin)
+    def _detach(self, table: Table) -> None:
+        with table.timed("of that, CNI DEL", "floor"):
+            for plugin in reversed(self._plugins()):
+                self._plugin("DEL", plugin)
         subprocess.run(["ip", "netns", "del", _NAME], check=True)
 
     def _plugins(self) -> list[dict[str, Any]]:

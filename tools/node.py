@@ -240,6 +240,7 @@ class Node:
             "CNI": {"ConfDir": f"{here}/cni", "BinDir": CNI_BIN},
             "StreamingServer": {"Address": "127.0.0.1", "Port": 0},
         }
+        tree["Porto"] = {"CDISpecDirs": [f"{here}/cdi"]}
         if self.porto_socket is None:
             stage = os.environ.get("SHIM_STAGE_CGROUP", "")
             tree["EmbeddedPorto"] = {
@@ -249,7 +250,7 @@ class Node:
                 "Cgroup": f"{stage}/porto-{zlib.crc32(here.encode()):08x}".lstrip("/"),
             }
         else:
-            tree["Porto"] = {"Socket": self.porto_socket}
+            tree["Porto"]["Socket"] = self.porto_socket
         if self.registry is not None:
             tree["Images"] = {
                 "PauseImage": f"{self.registry.address}/{PAUSE}",
