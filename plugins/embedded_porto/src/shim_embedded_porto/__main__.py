@@ -32,8 +32,13 @@ def main() -> int:
     parser.add_argument("--ready", type=int, metavar="FD", help="write a byte there and close it, once serving")
     parser.add_argument("--destroy-all", action="store_true", help="destroy all containers and volumes, and end")
     arguments = parser.parse_args()
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if arguments.log:
+        # Whoever started us sees why we don't start.
+        handlers[0].setLevel(logging.ERROR)
+        handlers.append(WatchedFileHandler(arguments.log))
     logging.basicConfig(
-        handlers=[WatchedFileHandler(arguments.log) if arguments.log else logging.StreamHandler()],
+        handlers=handlers,
         level=logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )

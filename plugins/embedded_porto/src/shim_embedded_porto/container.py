@@ -190,6 +190,8 @@ class Container:
         if parent is None:
             self.cpu_limit = self.cpu_guarantee = cores * limits.NS_PER_S
         self.cpu_limit_bound: int = parent.cpu_limit_bound if parent else self.cpu_limit
+        self.cpu_limit_applied = 0
+        """The bound as the kernel has it."""
         self.cpu_guarantee_bound: int = parent.cpu_guarantee_bound if parent else self.cpu_guarantee
         self.cpu_period_ns: int = parent.cpu_period_ns if parent else limits.CPU_PERIOD_NS
         self.cpu_set: CpuSet = INHERIT

@@ -98,6 +98,8 @@ def _serve(porto: Porto, ready: int | None) -> bool:
         received.append(number)
         server.stop()
 
+    # A signal may arrive in another thread, or between two looks: the server waits for this as well.
+    signal.set_wakeup_fd(server.waker, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, end)
     server.listen()

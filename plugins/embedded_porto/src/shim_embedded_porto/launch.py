@@ -76,7 +76,7 @@ def _start_isolated(plan: Plan, fds: list[int], control: socket.socket) -> NoRet
     if "pid" in plan["join"]:
         # Ours is to be a child of the parent's PID namespace: one fork to get into that, one into ours.
         kernel.setns(fds[plan["join"]["pid"]], kernel.NEWPID)
-        middle = os.fork()
+        middle = _fork()
         if middle:
             _, status = os.waitpid(middle, 0)
             os._exit(0 if status == 0 else 1)
@@ -84,11 +84,10 @@ def _start_isolated(plan: Plan, fds: list[int], control: socket.socket) -> NoRet
             kernel.unshare(kernel.NEWPID)
             first = kernel.fork_sibling()
         except OSError as err:
-            _report(control, {"error": "Unknown", "text": err.filename, "errno": err.errno})
-            os._exit(1)
+            raise Refused("Unknown", "clone()", err.errno or 0) from err
     else:
         kernel.unshare(kernel.NEWPID)
-        first = os.fork()
+        first = _fork()
     if first:
         os._exit(0)
     _make_namespaces(plan)
@@ -103,7 +102,7 @@ def _start_isolated(plan: Plan, fds: list[int], control: socket.socket) -> NoRet
         _set_credentials(command)
         _execute(plan, command, control)
     _make_symlinks(plan)
-    pid = os.fork()
+    pid = _fork()
     if pid == 0:
         _set_credentials(command)
         _execute(plan, command, control)
@@ -125,7 +124,7 @@ def _start_shared(plan: Plan, fds: list[int], control: socket.socket) -> NoRetur
     if "pid" in plan["join"]:
         kernel.setns(fds[plan["join"]["pid"]], kernel.NEWPID)
     _set_credentials(command)
-    if os.fork():
+    if _fork():
         os._exit(0)
     _execute(plan, command, control)
 
@@ -142,6 +141,13 @@ def receive(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
     return data, list(fds)
+
+
+def _fork() -> int:
+    try:
+        return os.fork()
+    except OSError as err:
+        raise Refused("Unknown", "clone()", err.errno or 0) from err
 
 
 def reset_signals() -> None:
@@ -176,9 +182,18 @@ def _enter(plan: Plan, fds: list[int]) -> None:
 def _make_namespaces(plan: Plan) -> None:
     kernel.unshare(plan["unshare"])
     for name, value in plan["sysctls"].items():
-        _write("/proc/sys/" + name.replace(".", "/"), value)
+        path = "/proc/sys/" + name.replace(".", "/")
+        try:
+            _write(path, value)
+        except OSError as err:
+            raise Refused("Unknown", f"Cannot write {path}: write", err.errno or 0) from err
     if plan["hostname"]:
-        kernel.sethostname(plan["hostname"])
+        try:
+            kernel.sethostname(plan["hostname"])
+        except OSError as err:
+            if err.errno != errno.EINVAL:
+                raise
+            raise Refused("InvalidValue", f"hostname '{plan['hostname']}' is too long") from err
     if plan["loopback"]:
         _bring_up_loopback()
 
@@ -338,7 +353,7 @@ def _execute(plan: Plan, command: CommandPlan, control: socket.socket) -> NoRetu
     os.umask(command["umask"])
     _report(control, {"running": os.getpid()})
     if command["userns"]:
-        _enter_user_namespace(control)
+        _enter_user_namespace(control, command["userns"])
     if command["unshare_mounts"]:
         kernel.unshare(kernel.NEWNS)
     os.environ.clear()
@@ -389,8 +404,8 @@ def _open_stream(path: str, number: int) -> int:
     return fd
 
 
-def _enter_user_namespace(control: socket.socket) -> None:
-    kernel.unshare(kernel.NEWUSER)
+def _enter_user_namespace(control: socket.socket, flags: int) -> None:
+    kernel.unshare(flags)
     _report(control, {"map": True})
     if not control.recv(1):
         os._exit(1)

@@ -81,7 +81,8 @@ class CommandPlan(TypedDict):
     last_cap: int
     loginuid: int
     seccomp: dict[str, object] | None
-    userns: bool
+    userns: int
+    """Make a user namespace and others that belong to it, by clone flags; 0: none."""
     unshare_mounts: bool
 
 

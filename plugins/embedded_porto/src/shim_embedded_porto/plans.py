@@ -220,6 +220,8 @@ def _network(prepared: Prepared, ct: Container, client: Client) -> None:
             client.check_control(target)
         except Fault as fault:
             raise fault.within(f"net container {net.container}") from None
+        if not target.running_or_meta:
+            raise invalid_value(f"Cannot open network of container {target.name}")
         holder = target.namespace_holder()
         if holder is not None:
             with _namespaces_of(holder) as open_one:
@@ -277,9 +279,15 @@ def _command(ct: Container) -> CommandPlan:
         "last_cap": capabilities.every().bit_length() - 1,
         "loginuid": 0xFFFFFFFF if ct.os_mode else ct.owner.uid,
         "seccomp": seccomp.plan(profile) if profile is not None else None,
-        "userns": ct.userns,
+        "userns": _user_namespace(ct) if ct.userns else 0,
         "unshare_mounts": ct.unshare_on_exec,
     }
+
+
+def _user_namespace(ct: Container) -> int:
+    """As with portod its own networks and cgroups go along: without them nothing in there could be mounted."""
+    network = 0 if ct.fuse and ct.net_inherit else kernel.NEWNET
+    return kernel.NEWUSER | kernel.NEWCGROUP | network
 
 
 def _stream(prepared: Prepared, stream: Stream, ct: Container, client: Client) -> StreamPlan:

@@ -38,7 +38,7 @@ class Server:
         self._path = porto.options.socket
         self._listener: socket.socket | None = None
         self._epoll = select.epoll()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake, self.waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._resumed: list[Connection] = []
         self._connections: dict[int, Connection] = {}
         self._per_container: Counter[int] = Counter()
@@ -85,7 +85,13 @@ class Server:
     def stop(self) -> None:
         """End :meth:`run` once the requests being worked on are answered. From any thread, or a signal handler."""
         self._stopping.set()
-        os.eventfd_write(self._wake, 1)
+        self._wake_up()
+
+    def _wake_up(self) -> None:
+        try:
+            os.write(self.waker, b"x")
+        except BlockingIOError:
+            pass  # it is to wake up anyway
 
     # -- connections -----------------------------------------------------------------------------------------------
 
@@ -204,7 +210,7 @@ class Server:
         """Change what is waited for on a connection, or (-1) have it looked at. From any thread."""
         if events == _RESUME:
             self._resumed.append(connection)
-            os.eventfd_write(self._wake, 1)
+            self._wake_up()
             return
         try:
             self._epoll.modify(connection.fd, events)
@@ -212,10 +218,7 @@ class Server:
             pass  # closed meanwhile
 
     def _resume_all(self) -> None:
-        try:
-            os.eventfd_read(self._wake)
-        except BlockingIOError:
-            pass
+        os.read(self._wake, 4096)
         while self._resumed:
             connection = self._resumed.pop()
             if not connection.closed and not self._start_next(connection):

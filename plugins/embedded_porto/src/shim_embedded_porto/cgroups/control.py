@@ -90,7 +90,24 @@ class Control:
     # -- CPU -------------------------------------------------------------------------------------------------------
 
     def cpu_limit(self, ct: Container) -> None:
-        if "cpu" not in ct.controllers or ct.is_root:
+        """Set a container's share of time, and those of the containers below that follow from it.
+
+        Version 1 has none exceed its parent's: what grows does so from the top, what shrinks from below.
+        """
+        if ct.is_root:
+            return
+        before, ct.cpu_limit_applied = ct.cpu_limit_applied, ct.cpu_limit_bound
+        if ct.cpu_limit_bound >= before:
+            self._cpu_quota(ct)
+        if ct.cpu_limit_bound != before:
+            for child in list(ct.children.values()):
+                if child.has_resources:
+                    self.cpu_limit(child)
+        if ct.cpu_limit_bound < before:
+            self._cpu_quota(ct)
+
+    def _cpu_quota(self, ct: Container) -> None:
+        if "cpu" not in ct.controllers:
             return
         path = self.cgroups.path(ct, "cpu")
         period_us = ct.cpu_period_ns // 1000

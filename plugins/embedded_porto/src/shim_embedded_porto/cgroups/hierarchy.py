@@ -184,8 +184,10 @@ class Cgroups:
     def create(self, ct: Container) -> None:
         """Make a container's own cgroups.
 
-        :raises Fault: NotSupported: it needs a controller the machine doesn't have.
+        :raises Fault: something can't be made.
         """
+        if not os.path.isdir(self.base_path(self.hierarchies[0])):
+            self.prepare_base()  # somebody has tidied up empty cgroups
         done: list[str] = []
         for hierarchy in self.hierarchies:
             shared = ct.controllers & hierarchy.controllers

@@ -114,6 +114,7 @@ def _bury_dead(porto: Porto, ct: Container) -> None:
 
 
 def _take_up(porto: Porto, ct: Container) -> None:
+    ct.cpu_limit_applied = ct.cpu_limit_bound
     if ct.state == states.DEAD:
         return
     try:

@@ -256,6 +256,7 @@ class Computed(Property):
     :param compute: the value; None: nothing to show. :param show: to text.
     :param indexed: the value of a part.
     :param put: writes it into the status; by default the value is the field's.
+    :param skip_empty: in messages an empty map is left out.
     """
 
     def __init__(
@@ -267,9 +268,11 @@ class Computed(Property):
         show: Callable[[Any], str] = str,
         indexed: Callable[[Container, str, Context], str] | None = None,
         put: Callable[[Any, pb.TContainerStatus], None] | None = None,
+        skip_empty: bool = False,
         **flags: Any,
     ) -> None:
         super().__init__(name, description, read_only=True, **flags)
+        self._skip_empty = skip_empty
         self._compute = compute
         self._show = show
         self._indexed = indexed
@@ -291,7 +294,7 @@ class Computed(Property):
             value = self._compute(ct, ctx)
         except Fault:
             return
-        if value is None:
+        if value is None or (self._skip_empty and not value):
             return
         if self._put is not None:
             self._put(value, out.status)

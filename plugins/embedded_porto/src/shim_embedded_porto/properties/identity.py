@@ -133,10 +133,11 @@ class Labels(Property):
         for name, value in values.items():
             names.check_label(name, value)
         with ctx.porto.tree.lock:
-            merged = {**ct.labels, **values} if keep_others else dict(values)
-            if sum(1 for value in merged.values() if value) > limits.LABEL_COUNT_MAX:
+            # Those that are to go still count.
+            if sum(1 for value in {**ct.labels, **values}.values() if value) > limits.LABEL_COUNT_MAX:
                 raise Fault(pb.ResourceNotAvailable, "Too many labels")
             changed = values if keep_others else {**dict.fromkeys(ct.labels, ""), **values}
+            merged = {**ct.labels, **values} if keep_others else values
             ct.labels = {name: value for name, value in merged.items() if value}
             ct.assigned.add(self.name)
         for name, value in changed.items():

@@ -142,7 +142,8 @@ def _devices(ct: Container, column: int) -> dict[str, int]:
             counters = interface_counters(pid or 1, lambda name: name != "lo")
         except OSError:
             return {}
-        return {name: columns[column] for name, columns in counters.items()}
+        values = {name: columns[column] for name, columns in counters.items()}
+        return {**values, "group default": sum(values.values())} if values else {}
     return {}
 
 
@@ -181,20 +182,25 @@ def _protocol_counter(name: str, file: str, label: str) -> Computed:
         return str(values[index])
 
     description = f"Net namespace statistics from /proc/net/{file}: <key>: <value>;..."
-    return Computed(name, description, compute, show=text.format_map, indexed=part, runtime_only=True)
+    return Computed(
+        name, description, compute, show=text.format_map, indexed=part, runtime_only=True, skip_empty=True
+    )
 
 
 def _parse_protocol(content: str) -> dict[str, int]:
-    """Lines of names and lines of numbers in turn; or, for IPv6, a name and a number a line."""
+    """Lines of names and lines of numbers in turn; or, for IPv6, a name and a number a line.
+
+    As with portod the protocol isn't part of the name, so that of two with one name the last counts.
+    """
     values: dict[str, int] = {}
     lines = [line.split() for line in content.splitlines()]
     if lines and not lines[0][0].endswith(":"):
         return {words[0]: int(words[1]) for words in lines if len(words) == 2}
     for header, numbers in zip(lines[::2], lines[1::2], strict=False):
-        prefix = header[0].rstrip(":")
-        for name, number in zip(header[1:], numbers[1:], strict=False):
-            # -1 stands for "no limit", and Porto's counters have no sign.
-            values[prefix + name] = int(number) % (1 << 64)
+        # -1 stands for "no limit", and Porto's counters have no sign.
+        values.update(
+            (name, int(number)) for name, number in zip(header[1:], numbers[1:], strict=False) if number[0] != "-"
+        )
     return values
 
 
@@ -218,7 +224,8 @@ def _bound(attribute: str) -> Computed:
         return {}
 
     kind = "rx limits" if "rx" in attribute else "limits"
-    return Computed(f"{attribute}_bound", f"Net {kind} for container netns", compute, show=text.format_map)
+    description = f"Net {kind} for container netns"
+    return Computed(f"{attribute}_bound", description, compute, show=text.format_map, skip_empty=True)
 
 
 def _hidden_statistic(name: str, description: str) -> Computed:
@@ -250,6 +257,7 @@ PROPERTIES: list[Property] = [
         _soft_stat,
         show=text.format_map,
         runtime_only=True,
+        skip_empty=True,
     ),
     Value(
         "net_tos",

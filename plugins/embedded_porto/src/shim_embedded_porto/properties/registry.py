@@ -145,6 +145,7 @@ def _take_back(ct: Container, done: list[tuple[Property, str, bool]], ctx: Conte
 
 def dump(ct: Container, wanted: list[str], indexes: dict[str, str], out: pb.TContainer, ctx: Context) -> None:
     """Put properties into a message: the wanted ones, or all."""
+    out.status.SetInParent()
     for name in wanted or PROPERTIES:
         prop = PROPERTIES.get(name)
         if prop is None:

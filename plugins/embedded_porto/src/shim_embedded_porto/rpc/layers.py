@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from porto_api import rpc_pb2 as pb
@@ -144,7 +145,7 @@ def export_storage(call: Call, request: pb.TStorageExportRequest) -> None:
 @method("CreateMetaStorage", "ResizeMetaStorage", "RemoveMetaStorage", kind=Kind.IO)
 def meta_storage(_call: Call, _request: pb.TMetaStorage) -> None:
     """Storages with a common limit take project quotas."""
-    raise not_supported("Cannot enable project quota")
+    raise Fault(pb.NotSupported, "Cannot enable project quota", errno.ESRCH)
 
 
 @method("CleanupPlace", kind=Kind.IO)

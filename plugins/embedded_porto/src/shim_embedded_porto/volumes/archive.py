@@ -91,7 +91,8 @@ def unpack(fd: int, directory: str, option: str, memory_cgroup: str, *, verbose_
     """Extract the archive that ``fd`` is open on into a directory.
 
     :param memory_cgroup: the file to write tar's pid to, so that its memory is somebody's; empty: ours.
-    :raises Fault: HelperError: tar has failed.
+    :param verbose_error: tell a failure of tar's from others by its code.
+    :raises Fault: tar has failed: Unknown; with ``verbose_error`` HelperError, or HelperFatalError for broken data.
     """
     command = ["tar", "--numeric-owner", "--preserve-permissions", *_xattr_options(), option, "--extract"]
     os.lseek(fd, 0, os.SEEK_SET)
@@ -101,7 +102,7 @@ def unpack(fd: int, directory: str, option: str, memory_cgroup: str, *, verbose_
 def pack(directory: str, fd: int, option: str) -> None:
     """Write the content of a directory to the archive that ``fd`` is open on.
 
-    :raises Fault: HelperError: tar has failed.
+    :raises Fault: Unknown: tar has failed.
     """
     xattrs = ("--xattrs",) if _xattr_options() else ()
     command = ["tar", "--one-file-system", "--numeric-owner", "--preserve-permissions", *xattrs, "--sparse"]
@@ -119,7 +120,8 @@ def _run(
     verbose_error: bool = False,
 ) -> None:
     try:
-        process = subprocess.Popen(command, cwd=directory, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE)
+        # As portod's helpers: what an archive doesn't say the mode of gets all rights.
+        process = subprocess.Popen(command, cwd=directory, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, umask=0)
     except OSError as err:
         raise system(err, f"cannot run {command[0]}") from err
     if memory_cgroup:
@@ -135,14 +137,19 @@ def _run(
             tail = (tail + chunk)[-_ERROR_BYTES:]
     if process.wait() != 0:
         status = f"exit code: {process.returncode}" if process.returncode > 0 else f"signal: {-process.returncode}"
-        details = tail.decode(errors="replace").strip()
-        shown = details if verbose_error else details.splitlines()[-1] if details else ""
-        raise Fault(pb.HelperError, f"helper: tar {status} {shown}".strip())
+        details = tail.decode(errors="replace")
+        code: int = pb.Unknown
+        if verbose_error:
+            code = pb.HelperFatalError if "not recoverable" in details else pb.HelperError
+        raise Fault(code, f"helper: {' '.join(command)}  stderr: {details}: {status}")
 
 
 def sanitize(directory: str) -> None:
-    """Turn the whiteouts of aufs, which OCI layers use, into those of overlayfs."""
-    for base, directories, files, dir_fd in os.fwalk(directory, topdown=True, follow_symlinks=False):
+    """Turn the whiteouts of aufs, which OCI layers use, into those of overlayfs.
+
+    :raises Fault: Unknown: a whiteout of a directory itself, or of the one above.
+    """
+    for _, directories, files, dir_fd in os.fwalk(directory, topdown=True, follow_symlinks=False):
         whiteouts = [name for name in (*directories, *files) if name.startswith(_WHITEOUT)]
         for name in whiteouts:
             _remove(dir_fd, name)
@@ -152,7 +159,7 @@ def sanitize(directory: str) -> None:
                 continue
             hidden = name[len(_WHITEOUT) :]
             if not hidden or "/" in hidden or hidden in (".", ".."):
-                raise invalid_value(f"invalid whiteout {base}/{name}")
+                raise Fault(pb.Unknown, "unlinkat", errno.EINVAL)
             _remove(dir_fd, hidden)
             os.mknod(hidden, stat.S_IFCHR, os.makedev(0, 0), dir_fd=dir_fd)
         directories[:] = [
@@ -188,6 +195,6 @@ def remove_tree(path: str) -> None:
 def copy_tree(source: str, target: str) -> None:
     """Copy the content of a directory over that of another.
 
-    :raises Fault: HelperError.
+    :raises Fault: Unknown: cp has failed.
     """
     _run(["cp", "--archive", "--force", "--one-file-system", "--no-target-directory", source, target], "/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ from shim_embedded_porto.errors import Fault, invalid_path, invalid_value, not_s
 from shim_embedded_porto.volumes import mounts
 from shim_embedded_porto.volumes.volume import Space, Volume
 
-_NO_QUOTA = "Cannot enable project quota"
-
 
 def _wrong(text: str) -> Fault:
     return Fault(pb.InvalidProperty, text)
+
+
+def _no_quota() -> Fault:
+    return Fault(pb.NotSupported, "Cannot enable project quota", errno.ESRCH)
 
 
 def _flags(volume: Volume) -> int:
@@ -84,7 +87,7 @@ def _check_tmpfs(volume: Volume) -> None:
 
 def _check_native(volume: Volume) -> None:
     if volume.space_limit or volume.inode_limit:
-        raise not_supported(_NO_QUOTA)
+        raise _no_quota()
 
 
 def _check_quota(volume: Volume) -> None:
@@ -92,14 +95,14 @@ def _check_quota(volume: Volume) -> None:
         raise _wrong("Quota backend requires path")
     if not volume.space_limit:
         raise _wrong("Quota backend requires space_limit")
-    raise not_supported(_NO_QUOTA)
+    raise _no_quota()
 
 
 def _check_overlay(volume: Volume) -> None:
     if not volume.layers:
         raise _wrong("overlay require layers")
     if volume.space_limit or volume.inode_limit:
-        raise not_supported(_NO_QUOTA)
+        raise _no_quota()
 
 
 # -- building ----------------------------------------------------------------------------------------------------------
@@ -161,7 +164,7 @@ def resize(volume: Volume, space_limit: int, inode_limit: int) -> None:
     :raises Fault: NotSupported: its backend can't.
     """
     if volume.backend not in ("tmpfs", "hugetmpfs"):
-        raise not_supported(_NO_QUOTA if volume.backend in ("native", "overlay") else "not implemented")
+        raise _no_quota() if volume.backend in ("native", "overlay") else not_supported("not implemented")
     options = _tmpfs_options(volume, space_limit, inode_limit)
     with system_call("remount tmpfs"):
         source = f"porto_tmpfs_{volume.id}"

@@ -274,7 +274,7 @@ class Storages:
                 os.mkdir(temporary)
                 os.chmod(temporary, 0o775)  # noqa: S103  as portod's, below a directory for root alone
             except OSError as err:
-                raise system(err, f"mkdir({temporary})") from err
+                raise system(err, f"mkdir({temporary}, 0775)") from err
 
     @staticmethod
     def _discard(path: str) -> None:

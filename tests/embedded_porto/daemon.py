@@ -1,0 +1,127 @@
+"""An embedded Porto as a process of its own, to be killed and started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from porto_api import Client, errors
+
+_START_TIMEOUT_S = 20.0
+
+
+def eventually(condition: Callable[[], object], timeout_s: float = 10.0, what: str = "it") -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} hasn't happened in time"
+        time.sleep(0.005)
+
+
+class Daemon:
+    """The daemon, and the directory it works in."""
+
+    def __init__(self, directory: Path, *, cgroup: str | None = None) -> None:
+        self.directory = directory
+        self.socket = str(directory / "portod.socket")
+        self.place = directory / "place"
+        self.state = directory / "state"
+        self.cgroup = cgroup or f"{os.environ['SHIM_STAGE_CGROUP']}/{directory.name}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Daemon:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.destroy_all()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "log"
+
+    def command(self, *options: str) -> list[str]:
+        """The command line, with options."""
+        return [
+            *(sys.executable, "-m", "shim_embedded_porto", "--socket", self.socket, "--place", str(self.place)),
+            *("--state", str(self.state), "--cgroup", self.cgroup, "--log", str(self.log), *options),
+        ]
+
+    def start(self) -> None:
+        """Start it; returns when it answers."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.process = subprocess.Popen(self.command("--log-level", "DEBUG"))
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while True:
+            try:
+                with Client(self.socket) as client:
+                    client.version(timeout_s=5)
+                return
+            except errors.PortoError:
+                assert self.process.poll() is None, self.log.read_text()[-2000:]
+                assert time.monotonic() < deadline, self.log.read_text()[-2000:]
+                time.sleep(0.005)
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal and wait for the end; the exit status."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        status = self.process.wait(timeout=30)
+        self.process = None
+        return status
+
+    def kill(self) -> None:
+        """End it without any chance to tidy up."""
+        self.end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Kill it and start it again."""
+        self.kill()
+        self.start()
+
+    def destroy_all(self) -> None:
+        """Remove all containers and volumes, and end."""
+        if self.process is not None:
+            self.end(signal.SIGINT)
+        elif self.state.exists():
+            subprocess.run(self.command("--destroy-all"), check=True, timeout=60)
+
+    # -- what it leaves on the machine -----------------------------------------------------------------------------
+
+    def keeper_pid(self) -> int:
+        """The process that is the parent of all containers; 0: there is none."""
+        wanted = str(self.state / "keeper.socket")
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                arguments = path.read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if wanted.encode() in arguments and b"-c" in arguments:
+                return int(path.parent.name)
+        return 0
+
+    def cgroups(self) -> list[str]:
+        """The directories of its cgroups, the base itself included."""
+        bases = [*Path("/sys/fs/cgroup").glob(f"*/{self.cgroup}"), *Path("/sys/fs/cgroup").glob(self.cgroup)]
+        return sorted(directory for base in bases for directory, _, _ in os.walk(base))
+
+    def mounts(self) -> list[str]:
+        """What is mounted in its directory, as this process sees it."""
+        with open("/proc/self/mountinfo") as file:
+            points = [line.split()[4] for line in file]
+        return [point for point in points if point.startswith(f"{self.directory}/")]
+
+    def records(self) -> list[dict[str, object]]:
+        """The containers it remembers."""
+        return [json.loads(path.read_text()) for path in sorted((self.state / "containers").iterdir())]
