@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
     from shim_core.config import Config
 
 
@@ -19,6 +21,18 @@ class Shim:
     """Call other plugins through this: ``shim.hooks.network_attach(sandbox=..., context=...)``."""
     embedded: bool = False
     """True when the operator asked for the embedded runtime."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A subcommand of ``portoshim`` that a plugin brings."""
+
+    name: str
+    help: str
+    """One line."""
+    add_arguments: Callable[[ArgumentParser], object]
+    run: Callable[[Namespace], int]
+    """Does the work; the exit status. A :class:`~shim_core.errors.ShimError` is shown to the operator, status 1."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 _MIB = 1024 * 1024
 # A stage's own directory is in memory, and images are to be written to a disk; Porto takes no /var/tmp.
 _DISK = "/var/lib"
-    "/var/lib"  # a stage's own directory is in memory, and images are to be written to a disk; Porto takes no /var/tmp
-)
 _PULL_TIMEOUT_S = 600.0
 
 

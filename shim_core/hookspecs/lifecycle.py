@@ -10,7 +10,7 @@ from shim_core.hookspecs import hookspec
 if TYPE_CHECKING:
     from shim_core.config import Section
     from shim_core.context import CallContext
-    from shim_core.types import RuntimeCondition, Shim
+    from shim_core.types import Command, RuntimeCondition, Shim
 
 
 class LifecycleSpec:
@@ -29,6 +29,15 @@ class LifecycleSpec:
         """The configuration is read and checked. Keep what you need of it; open nothing yet.
 
         :raises ConfigError: a value that only this plugin can judge is wrong; the start stops with its message.
+        """
+
+    @hookspec
+    def shim_command(self) -> Command | Sequence[Command] | None:
+        """Subcommands of ``portoshim`` that this plugin brings, such as ``portoshim images``. All answers count.
+
+        Asked after ``shim_configure``, when the command line names something the core doesn't know. The command runs in
+        a process of its own, perhaps beside the daemon; ``shim_startup`` is not called there. Two of one name are a
+        mistake that the operator has to mend.
         """
 
     @hookspec(firstresult=True)

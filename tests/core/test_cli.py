@@ -5,12 +5,15 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from shim_core import __version__
+from shim_core import __version__, cli, config, daemon, errors, hookimpl, log, testing
 from shim_core.testing import CriClient
+from shim_core.types import Command
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -150,3 +153,67 @@ def test_secrets_are_not_dumped(tmp_path: Path) -> None:
     done = run("--config", str(path), "config", "dump")
     assert done.returncode == 0, done.stderr
     assert "S3CR3T" not in done.stdout + done.stderr
+
+
+def test_plugins_bring_commands() -> None:
+    assert "    images  " in run("--help").stdout
+    done = run("images", "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: portoshim images")
+
+
+def test_help_does_not_depend_on_the_configuration(tmp_path: Path) -> None:
+    done = run("--config", str(tmp_path / "none.yaml"), "--help")
+    assert done.returncode == 0
+    assert "    config  " in done.stdout
+    assert run("--config", str(tmp_path / "none.yaml"), "images", "list").returncode == 2
+
+
+def test_a_command_that_no_plugin_brings(tmp_path: Path) -> None:
+    path = tmp_path / "portoshim.yaml"
+    path.write_text("Plugins: {Disabled: [porto_runtime]}")
+    done = run("--config", str(path), "images", "list")
+    assert done.returncode == 2
+    assert "invalid choice: 'images'" in done.stderr
+
+
+class Brings:
+    """A plugin with one command."""
+
+    def __init__(self, name: str, error: Exception | None = None) -> None:
+        self._name, self._error = name, error
+
+    @hookimpl
+    def shim_command(self) -> list[Command]:
+        return [Command(self._name, "help", lambda parser: parser.add_argument("word"), self._run)]
+
+    def _run(self, arguments: Namespace) -> int:
+        if self._error is not None:
+            raise self._error
+        print(arguments.word)
+        return 7
+
+
+def main_with(monkeypatch: pytest.MonkeyPatch, *brought: Brings) -> Callable[..., int]:
+    manager = testing.manager(**{f"p{number}": plugin for number, plugin in enumerate(brought)})
+    assembly = daemon.Assembly(config.parse({}, []), manager, ())
+    monkeypatch.setattr(daemon, "assemble", lambda _: assembly)
+    monkeypatch.setattr(log, "set_up_stderr", lambda **_: None)  # it is this process's
+    return lambda *argv: cli.main(argv)
+
+
+def test_a_command_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    main = main_with(monkeypatch, Brings("say"), Brings("fail", errors.NotFound("no such word")))
+    assert main("--debug", "say", "hello") == 7
+    assert capsys.readouterr().out == "hello\n"
+    assert main("fail", "hello") == 1
+    assert capsys.readouterr().err == "portoshim: no such word\n"
+
+
+@pytest.mark.parametrize("names", [("say", "say"), ("config",)])
+def test_two_commands_of_one_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], names: tuple[str, ...]
+) -> None:
+    main = main_with(monkeypatch, *(Brings(name) for name in names))
+    assert main("say", "hello") == 2
+    assert f"the command {names[0]} is brought twice" in capsys.readouterr().err

@@ -246,7 +246,7 @@ class TestStates:
         sandbox = pods.run()
         container = pods.create(sandbox, *command)
         code, text = failure(pods.start, container)
-        assert code == "UNKNOWN"
+        assert code == "INVALID_ARGUMENT"
         assert expected in text
         status = pods.status(container)
         assert (status.state, status.reason, status.message) == (pb.CONTAINER_EXITED, "StartError", expected)

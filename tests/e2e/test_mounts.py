@@ -20,7 +20,15 @@ from tools.registry import LocalRegistry
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def pods(node: Node, busybox: str) -> Iterator[Pods]:
+    """One for all tests of this file: none of them minds the others' containers."""
+    made = Pods(node, busybox)
+    yield made
+    made.remove_all()
+
+
+@pytest.fixture(scope="module")
 def sandbox(pods: Pods) -> str:
     return pods.run()
 
@@ -38,6 +46,10 @@ def shared(tmp_path: Path) -> Iterator[Path]:
 
 def mount(container_path: str, host_path: Path | str, **fields: Any) -> pb.Mount:
     return pb.Mount(container_path=container_path, host_path=str(host_path), **fields)
+
+
+def volume(image: str, **fields: Any) -> pb.Mount:
+    return pb.Mount(**{"container_path": "/data", "image": pb.ImageSpec(image=image), "readonly": True, **fields})
 
 
 def test_directories_and_files(pods: Pods, sandbox: str, tmp_path: Path) -> None:
@@ -96,16 +108,165 @@ def test_a_target_never_leads_to_the_host(
     assert list(canary.iterdir()) == []
 
 
-def test_the_hosts_dev_and_sys(pods: Pods, sandbox: str) -> None:
+def test_the_hosts_dev_proc_and_sys(pods: Pods, sandbox: str) -> None:
     container = pods.container(
         sandbox,
         "sleep",
         "1000",
-        mounts=[mount("/host/sys", "/sys", readonly=True), mount("/host/dev", "/dev", readonly=True)],
+        mounts=[
+            mount("/host/sys", "/sys", readonly=True),
+            mount("/host/dev", "/dev", readonly=True),
+            mount("/host/proc", "/proc", readonly=True),
+        ],
     )
-    pods.shell(container, "ls /host/sys/kernel; ls /host/dev/null")
+    pods.shell(container, "ls /host/sys/kernel; echo x > /host/dev/null; ls /host/proc/1/status")
     container = pods.container(sandbox, "sleep", "1000", mounts=[mount("/sys", "/sys")])
-    assert "rw" in pods.shell(container, "grep ' /sys ' /proc/mounts | tail -1").split()[3].split(",")
+    assert "rw" in flags(pods, container, "/sys")
+
+
+def test_the_hosts_dev_in_place_of_the_containers_own(pods: Pods, sandbox: str, tmp_path: Path) -> None:
+    (tmp_path / "log").touch()
+    mounts = [mount("/dev/termination-log", tmp_path / "log"), mount("/dev", "/dev")]
+    container = pods.container(sandbox, "sleep", "1000", mounts=mounts)
+    assert pods.shell(container, "ls /dev | grep -c loop").strip() != "0"
+    pods.shell(container, "echo x > /dev/null; echo ended > /dev/termination-log; echo x > /dev/shm/x")
+    assert (tmp_path / "log").read_text() == "ended\n"
+    assert not Path("/dev/shm/x").exists(), "the pod has a /dev/shm of its own"
+    Path("/dev/termination-log").unlink()  # made to be mounted over, as everywhere
+
+
+def test_a_device_over_one_of_the_runtimes(pods: Pods, sandbox: str) -> None:
+    container = pods.container(sandbox, "sleep", "1000", mounts=[mount("/dev/random", "/dev/zero")])
+    assert pods.shell(container, "head -c2 /dev/random | od -An -tx1") == " 00 00\n"
+
+
+def test_the_host_as_a_whole(pods: Pods, sandbox: str) -> None:
+    container = pods.container(sandbox, "sleep", "1000", mounts=[mount("/host", "/")])
+    pods.shell(container, "chroot /host sh -c 'echo x > /dev/null; cat /proc/self/status > /dev/null'")
+
+
+def flags(pods: Pods, container: str, path: str) -> set[str]:
+    """The options of what is mounted at a path."""
+    return set(pods.shell(container, f"grep ' {path} ' /proc/mounts | tail -1").split()[3].split(","))
+
+
+OPTIONS = {"nosuid", "nodev", "noexec"}
+
+
+class TestFlags:
+    @pytest.fixture
+    def strict(self, tmp_path: Path) -> Iterator[Path]:
+        """A filesystem of the host without set-uid, devices and programs, and one with them below it."""
+        path = tmp_path / "strict"
+        path.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "nosuid,nodev,noexec", "strict", str(path)], check=True)
+        yield path
+        subprocess.run(["umount", "-R", "-l", str(path)], check=False)
+
+    def test_those_of_the_host_stay(self, pods: Pods, sandbox: str, strict: Path, tmp_path: Path) -> None:
+        (tmp_path / "lax").mkdir()
+        mounts = [mount("/strict", strict), mount("/lax", tmp_path / "lax")]
+        container = pods.container(sandbox, "sleep", "1000", mounts=mounts)
+        assert flags(pods, container, "/strict") >= OPTIONS
+        assert not flags(pods, container, "/lax") & {"nodev", "noexec", "ro"}
+
+    def test_those_of_mounts_below_stay_too(self, pods: Pods, sandbox: str, strict: Path) -> None:
+        (strict / "below").mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "below", str(strict / "below")], check=True)
+        container = pods.container(sandbox, "sleep", "1000", mounts=[mount("/strict", strict, readonly=True)])
+        assert flags(pods, container, "/strict") >= {*OPTIONS, "ro"}
+        assert not flags(pods, container, "/strict/below") & {*OPTIONS, "ro"}
+
+    def test_a_read_only_filesystem_of_the_host(self, pods: Pods, sandbox: str, strict: Path) -> None:
+        subprocess.run(["mount", "-o", "remount,ro", str(strict)], check=True)
+        container = pods.container(sandbox, "sleep", "1000", mounts=[mount("/strict", strict)])
+        assert b"Read-only" in pods.exec(container, "touch", "/strict/x").stderr
+
+    @pytest.mark.parametrize("option", sorted(OPTIONS))
+    @pytest.mark.parametrize("propagation", [pb.PROPAGATION_PRIVATE, pb.PROPAGATION_BIDIRECTIONAL])
+    def test_those_asked_for(
+        self, pods: Pods, sandbox: str, shared: Path, option: str, propagation: pb.MountPropagation
+    ) -> None:
+        wanted = mount("/data", shared, propagation=propagation, mount_options=[option])
+        container = pods.container(sandbox, "sleep", "1000", mounts=[wanted])
+        assert flags(pods, container, "/data") & OPTIONS == {option}
+
+    def test_one_nobody_knows(self, pods: Pods, sandbox: str, tmp_path: Path) -> None:
+        code, text = failure(pods.create, sandbox, "true", mounts=[mount("/x", tmp_path, mount_options=["sync"])])
+        assert (code, "mounts[0].mount_options" in text) == ("UNIMPLEMENTED", True)
+
+
+class TestPlaces:
+    """Where things can be mounted, and where not."""
+
+    @pytest.mark.parametrize("path", ["/a b", "/a;b", "/a\nb", "/é", "/a\\b", "/run/x", "/var/run/x", "/mnt//x/./y"])
+    def test_any_name(self, pods: Pods, sandbox: str, tmp_path: Path, path: str) -> None:
+        (tmp_path / "file").write_text("here\n")
+        container = pods.container(sandbox, "sleep", "1000", mounts=[mount(path, tmp_path)])
+        assert pods.exec(container, "cat", f"{path}/file").stdout == b"here\n"
+
+    @pytest.mark.parametrize(
+        ("path", "is_file"),
+        [
+            ("/proc", False),
+            ("/proc/self", False),
+            ("/proc/sys/kernel", False),
+            ("/proc/1/attr/exec", True),
+            ("/sys/none", False),
+            ("/sys/kernel", True),
+            ("/dev/fd/9", True),
+            ("/dev/stdout", True),
+            ("/dev/shm", True),
+            ("/etc/passwd", False),
+            ("/etc/passwd/x", False),
+            ("/etc", True),
+            ("/bin/sh", False),
+            ("/.portoshim/init", True),
+            ("/" + "x" * 256, False),
+            ("/x" * 2000, False),
+        ],
+    )
+    def test_impossible_ones(self, pods: Pods, sandbox: str, tmp_path: Path, path: str, is_file: bool) -> None:
+        source = tmp_path / "source"
+        source.touch() if is_file else source.mkdir()
+        code, text = failure(pods.create, sandbox, "true", mounts=[mount(path, source)])
+        assert (code, "mounts[0].container_path" in text) == ("INVALID_ARGUMENT", True), text
+
+    def test_numbers_in_proc(self, pods: Pods, sandbox: str, tmp_path: Path) -> None:
+        (tmp_path / "cpuinfo").write_text("one\n")
+        container = pods.container(sandbox, "sleep", "1000", mounts=[mount("/proc/cpuinfo", tmp_path / "cpuinfo")])
+        assert pods.shell(container, "cat /proc/cpuinfo") == "one\n"
+
+    def test_two_at_one_place(self, pods: Pods, sandbox: str, tmp_path: Path) -> None:
+        wanted = [mount("/x", tmp_path), mount("/y", tmp_path), mount("/x/", tmp_path)]
+        code, text = failure(pods.create, sandbox, "true", mounts=wanted)
+        assert (code, "mounts[2].container_path" in text) == ("INVALID_ARGUMENT", True)
+
+    def test_below_mounts_of_every_kind(self, pods: Pods, sandbox: str, shared: Path, tmp_path: Path) -> None:
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "which").write_text(name)
+        (shared / "two").mkdir()
+        mounts = [
+            mount("/shared/two", tmp_path / "two"),
+            mount("/shared/one", tmp_path / "one"),
+            mount("/shared", shared, propagation=pb.PROPAGATION_BIDIRECTIONAL),
+        ]
+        container = pods.container(sandbox, "sleep", "1000", mounts=mounts)
+        assert pods.shell(container, "cat /shared/one/which /shared/two/which") == "onetwo"
+
+    def test_over_the_pods_own_files(self, pods: Pods, tmp_path: Path) -> None:
+        sandbox = pods.run(dns_config=pb.DNSConfig(servers=["10.0.0.10"]))
+        (tmp_path / "resolv.conf").write_text("nameserver 10.0.0.99\n")
+        wanted = mount("/etc/resolv.conf", tmp_path / "resolv.conf")
+        assert "10.0.0.99" in pods.output(sandbox, "cat", "/etc/resolv.conf", mounts=[wanted])
+        # What somebody mounts at /etc is theirs, but where it has the same files.
+        (tmp_path / "hosts").touch()
+        found = pods.output(
+            sandbox, "sh", "-c", "ls /etc; grep -c localhost /etc/hosts", mounts=[mount("/etc", tmp_path)]
+        )
+        assert found == "hosts\nresolv.conf\n2\n"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["hosts", "resolv.conf"]
 
 
 @pytest.mark.parametrize(
@@ -206,26 +367,32 @@ class TestImageVolumes:
         return pull(node, f"{registry.address}/public/data:1")
 
     def test_an_image_is_a_volume(self, pods: Pods, sandbox: str, data: str) -> None:
-        wanted = pb.Mount(container_path="/data", image=pb.ImageSpec(image=data), readonly=True)
-        container = pods.container(sandbox, "sleep", "1000", mounts=[wanted])
+        container = pods.container(sandbox, "sleep", "1000", mounts=[volume(data)])
         assert pods.shell(container, "cat /data/dir/file") == "from an image\n"
         assert b"Read-only" in pods.exec(container, "touch", "/data/x").stderr
+        (mounted,) = pods.status(container).mounts
+        known = pods.cri.ImageStatus(pb.ImageStatusRequest(image=pb.ImageSpec(image=data))).image
+        assert (mounted.image.image, mounted.image.image_ref) == (data, known.id)
         pods.remove(container)
 
+    def test_it_is_never_writable(self, pods: Pods, sandbox: str, data: str) -> None:
+        code, text = failure(pods.create, sandbox, "true", mounts=[volume(data, readonly=False)])
+        assert (code, "mounts[0].readonly" in text) == ("INVALID_ARGUMENT", True)
+
     def test_a_part_of_it(self, pods: Pods, sandbox: str, data: str) -> None:
-        wanted = pb.Mount(container_path="/data", image=pb.ImageSpec(image=data), image_sub_path="dir")
+        wanted = volume(data, image_sub_path="dir")
         container = pods.container(sandbox, "sleep", "1000", mounts=[wanted])
         assert pods.shell(container, "ls /data") == "file\n"
 
     def test_a_part_that_is_not_there_or_elsewhere(self, pods: Pods, sandbox: str, data: str) -> None:
         for path, code in (("nothing", "NOT_FOUND"), ("../x", "INVALID_ARGUMENT"), ("/dir", "INVALID_ARGUMENT")):
-            wanted = pb.Mount(container_path="/data", image=pb.ImageSpec(image=data), image_sub_path=path)
+            wanted = volume(data, image_sub_path=path)
             assert failure(pods.create, sandbox, "true", mounts=[wanted])[0] == code
-        wanted = pb.Mount(container_path="/data", image=pb.ImageSpec(image=data), image_sub_path="escape")
+        wanted = volume(data, image_sub_path="escape")
         assert failure(pods.create, sandbox, "true", mounts=[wanted])[0] == "NOT_FOUND"
 
     def test_an_image_that_is_not_here(self, pods: Pods, sandbox: str) -> None:
-        wanted = pb.Mount(container_path="/data", image=pb.ImageSpec(image="nowhere.example/x:1"))
+        wanted = volume("nowhere.example/x:1")
         assert failure(pods.create, sandbox, "true", mounts=[wanted])[0] == "NOT_FOUND"
 
 

@@ -163,6 +163,51 @@ class TestStatistics:
                 assert [c.container_id for c in pod.container_metrics] == [container]
                 assert "container_network_receive_bytes_total" in {m.name for m in pod.metrics}
 
+    def test_metrics_of_a_limited_container(self, pods: Pods, sandbox: str) -> None:
+        script = "exec 3</dev/null 4</dev/null; nc -l -p 999 & while :; do :; done"
+        limits = linux(
+            cpu_period=100_000,
+            cpu_quota=20_000,
+            cpu_shares=512,
+            memory_limit_in_bytes=64 * MIB,
+            memory_swap_limit_in_bytes=64 * MIB,
+            unified={"pids.max": "50"},
+        )
+        container = pods.container(sandbox, "sh", "-c", script, linux=limits)
+
+        def measured() -> dict[str, int]:
+            answer = pods.cri.ListPodSandboxMetrics(pb.ListPodSandboxMetricsRequest())
+            (of_pod,) = [item for item in answer.pod_metrics if item.pod_sandbox_id == sandbox]
+            (of_container,) = [item for item in of_pod.container_metrics if item.container_id == container]
+            found = [*of_pod.metrics, *of_container.metrics]
+            return {metric.name.removeprefix("container_"): metric.value.value for metric in found}
+
+        def busy(found: dict[str, int]) -> bool:
+            return found["cpu_cfs_throttled_periods_total"] > 2 and found["sockets"] == 1
+
+        found = until(measured, busy)
+        assert found["cpu_cfs_periods_total"] >= found["cpu_cfs_throttled_periods_total"]
+        expected = {
+            "spec_cpu_period": 100_000,
+            "spec_cpu_quota": 20_000,
+            "spec_cpu_shares": 512,
+            "spec_memory_limit_bytes": 64 * MIB,
+            "spec_memory_swap_limit_bytes": 64 * MIB,
+            "threads_max": 50,
+            "start_time_seconds": pods.status(container).started_at // 10**9,
+        }
+        assert {name: found[name] for name in expected} == expected
+        # The shell has two files beside its standard streams, nc the same and its socket.
+        assert found["file_descriptors"] == 5 + 6
+        assert found["ulimits_soft"] > 0
+        assert 0 < found["memory_kernel_usage"] < found["memory_max_usage_bytes"] <= 64 * MIB
+        assert 0 < found["fs_inodes_free"] <= found["fs_inodes_total"]
+        assert 0 <= found["fs_usage_bytes"] < found["fs_limit_bytes"]
+        described = pods.cri.ListMetricDescriptors(pb.ListMetricDescriptorsRequest()).descriptors
+        missing = {item.name.removeprefix("container_") for item in described} - found.keys()
+        # What depends on the node: disks that count, pressure, huge pages.
+        assert not [name for name in missing if not name.startswith(("fs_", "blkio_", "pressure_", "hugetlb_"))]
+
 
 class TestStreamingLists:
     def test_each_thing_once(self, pods: Pods, sandbox: str, node: Node) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,6 +106,21 @@ def test_the_ten_lines_of_the_page_work(tmp_path: Path) -> None:
     its_test = names["test_a_token_for_our_registry"]
     assert callable(its_test)
     its_test()
+
+
+def test_the_command_of_the_page_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "writing-a-plugin.md").read_text()
+    block = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "shim_command" in block)
+    names: dict[str, Any] = {}
+    exec(f"from shim_core import hookimpl\nfrom shim_core.types import Command\n\nclass Vault:\n{block}", names)  # noqa: S102
+    plugin = names["Vault"]()
+    plugin._directory = tmp_path
+    (tmp_path / "registry.example.org").touch()
+    command = plugin.shim_command()
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    assert command.run(parser.parse_args(["check"])) == 0
+    assert capsys.readouterr().out == "registry.example.org\n"
 
 
 def test_the_links_of_the_page_lead_somewhere() -> None:

@@ -8,8 +8,10 @@ import json
 import logging
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -875,6 +877,41 @@ def test_content_encoding_unpacks_nothing(victim: Victim, hostile: HostileRegist
     hostile.on("/manifests/", lambda x: x.answer(200, packed, headers))
     refused(victim(), hostile, "not valid JSON")
     assert all(seen.headers["accept-encoding"] == "identity" for seen in hostile.seen)
+
+
+# -- others that pull --------------------------------------------------------------------------------------------------
+
+
+def test_a_layer_that_another_pull_can_not_have(
+    make_node: MakeNode, hostile: HostileRegistry, foreign: HostileRegistry, authority: CertificateAuthority
+) -> None:
+    """Who waits for a layer that is under way from elsewhere doesn't share its failure."""
+    shared = image().layers[0]
+    bad, good = images.build([shared], {"Cmd": ["bad"]}), images.build([shared], {"Cmd": ["good"]})
+    hostile.put(bad)
+    foreign.put(good)
+    under_way, go_on = threading.Event(), threading.Event()
+
+    def refuse(x: Exchange) -> None:
+        under_way.set()
+        go_on.wait(10)
+        x.error(403, "DENIED")
+
+    hostile.on(f"/blobs/{shared.digest}", refuse)
+    node = make_node({"Registries": [{"Host": one.address, "CA": str(authority.path)} for one in (hostile, foreign)]})
+    flights = node.service._puller._fetches
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(node.pull, f"{hostile.address}/x")
+        assert under_way.wait(10)
+        second = pool.submit(node.pull, f"{foreign.address}/x")
+        deadline = time.monotonic() + 10
+        while not any(len(flight.waiters) > 1 for flight in list(flights._flights.values())):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        go_on.set()
+        with pytest.raises(errors.UnknownError, match="403"):
+            first.result()
+        assert second.result().id == good.id
 
 
 # -- secrets -----------------------------------------------------------------------------------------------------------

@@ -296,4 +296,4 @@ class TestKernel:
             done = subprocess.run(
                 [str(init), "-S", str(path), "--", "true"], capture_output=True, text=True, check=False
             )
-        assert (done.returncode, done.stderr) == (125, "seccomp filter: not a filter")
+        assert (done.returncode, done.stderr) == (125, "seccomp: not a filter")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 import pytest
-from shim_porto_runtime import capabilities, mounts, names, porto_errors, signals, spec, states
+from shim_porto_runtime import capabilities, mounts, names, namespaces, porto_errors, signals, spec, states
 
 from porto_api import errors as porto
 from porto_api import rpc_pb2
@@ -136,11 +136,11 @@ class TestSpecs:
         return pb.PodSandboxConfig(metadata=metadata, **fields)
 
     def test_a_sandbox(self) -> None:
-        made = spec.sandbox("n", "a" * 64, "shim", self.sandbox(hostname="web-0"), "net-1")
+        made = spec.sandbox("n", "a" * 64, "shim", self.sandbox(hostname="web-0"), "net-1", [], hugetlb=True)
         assert made.enable_porto == "none"
         assert (made.net.cfg[0].opt, list(made.net.cfg[0].arg)) == ("netns", ["net-1"])
         assert made.hostname == "web-0"
-        assert spec.sandbox("n", "a" * 64, "shim", self.sandbox(), None).net.cfg[0].opt == "inherited"
+        assert spec.sandbox("n", "a" * 64, "shim", self.sandbox(), None, [], hugetlb=True).net.cfg[0].opt == "inherited"
 
     @pytest.mark.parametrize("field", ["name", "namespace", "uid"])
     def test_metadata_has_to_be_there(self, field: str) -> None:
@@ -165,11 +165,11 @@ class TestSpecs:
 
     def test_resolv_conf(self) -> None:
         dns = pb.DNSConfig(servers=["10.0.0.10"], searches=["a", "b"], options=["ndots:5"])
-        assert spec.resolv_conf(dns, "host") == "nameserver 10.0.0.10\nsearch a b\noptions ndots:5\n"
-        assert spec.resolv_conf(pb.DNSConfig(), "host") == "host"
+        assert namespaces.resolv_conf(dns, "host") == "nameserver 10.0.0.10\nsearch a b\noptions ndots:5\n"
+        assert namespaces.resolv_conf(pb.DNSConfig(), "host") == "host"
         for word in ("a\nnameserver 6.6.6.6", "", "a b", "a;b"):
             with pytest.raises(InvalidArgument, match=r"dns_config\.searches"):
-                spec.resolv_conf(pb.DNSConfig(searches=[word]), "")
+                namespaces.resolv_conf(pb.DNSConfig(searches=[word]), "")
 
     @pytest.mark.parametrize("path", ["/abs", "../x", "a/../../b", "a\0"])
     def test_a_log_stays_in_its_directory(self, path: str) -> None:
@@ -183,9 +183,11 @@ class TestSpecs:
         config.linux.resources.cpu_shares = 512
         config.linux.resources.cpu_quota = 50_000
         config.linux.resources.memory_limit_in_bytes = 1 << 20
-        made = spec.container("n", "a" * 64, "s", config, "/r", mounts.Plan(), [], "")
-        assert (made.cpu_weight, made.cpu_limit, made.memory_limit) == (0.5, 0.5, 1 << 20)
-        assert not made.HasField("cpu_guarantee")
+        made = spec.container("n", "a" * 64, "s", config, "/r", mounts.Plan(), hugetlb=True)
+        assert (made.cpu_limit, made.memory_limit) == (0.5, 1 << 20)
+        # Of which Porto makes cpu.shares; a weight would only multiply them.
+        assert int(made.cpu_guarantee * 1024) == 512
+        assert not made.HasField("cpu_weight")
         assert not made.HasField("memory_guarantee")
 
     def test_windows_is_not_ignored(self) -> None:

@@ -71,12 +71,26 @@ def test_the_pods_user_wins(root: Path, fields: dict[str, object], expected: Use
 
 
 @pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"run_as_group": 5}, "run_as_group: needs run_as_user"),
+        ({"run_as_user": -1}, "run_as_user: -1 is out of range"),
+        ({"run_as_user": 2**31}, "run_as_user: 2147483648 is out of range"),
+        ({"run_as_user": 0, "run_as_username": "web"}, "run_as_username: can't be given together with run_as_user"),
+        ({"run_as_user": 0, "run_as_group": 2**63 - 1}, "run_as_group: 9223372036854775807 is out of range"),
+        ({"supplemental_groups": [2**32]}, "supplemental_groups: 4294967296 is out of range"),
+        ({"supplemental_groups": range(70000)}, "supplemental_groups: more than 65535"),
+        ({"supplemental_groups_policy": 7}, "supplemental_groups_policy: 7 is none"),
+    ],
+)
+def test_what_no_image_could_have_is_named(fields: dict[str, object], expected: str) -> None:
+    with pytest.raises(InvalidArgument, match=expected):
+        users.check(security(**fields))
+
+
+@pytest.mark.parametrize(
     ("fields", "image", "expected"),
     [
-        ({"run_as_group": 5}, "web", "run_as_group: needs run_as_user"),
-        ({"run_as_user": -1}, "", "run_as_user: -1 is out of range"),
-        ({"run_as_user": 2**31}, "", "run_as_user: 2147483648 is out of range"),
-        ({"supplemental_groups": [2**32]}, "", "supplemental_groups: 4294967296 is out of range"),
         ({}, "4294967296", "out of range"),
         ({}, "2147483648", "out of range"),
         ({}, "1000:4294967296", "out of range"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,13 +18,15 @@ from shim_core.errors import (
     AlreadyExists,
     DeadlineExceeded,
     FailedPrecondition,
+    Internal,
     InvalidArgument,
     NotFound,
+    PermissionDenied,
     ShimError,
     Unavailable,
-    UnknownError,
+    Unimplemented,
 )
-from shim_porto_runtime import devices, mounts, process, sandbox, spec, states, users
+from shim_porto_runtime import capabilities, cdi, devices, late, mounts, process, sandbox, spec, states, targets, users
 from shim_porto_runtime import security as checks
 from shim_porto_runtime.cancelling import porto_token
 from shim_porto_runtime.names import check_id, new_id, no_such
@@ -41,7 +43,8 @@ if TYPE_CHECKING:
 
 _REPORT_TIMEOUT_S = 10.0
 _KILL_TIMEOUT_S = 60.0
-_MAX_RESOLV_CONF_BYTES = 64 * 1024
+_FINAL = (FailedPrecondition, Internal, InvalidArgument, PermissionDenied, Unimplemented)
+"""A start that Porto answers like this wouldn't succeed the next time either."""
 START_FAILED = 128
 """Exit code of a container whose command could not be run, as other runtimes have it."""
 
@@ -175,21 +178,22 @@ def _create(
 ) -> None:
     name = rt.names.container(owner.id, record.id)
     config, security = record.config, record.config.linux.security_context
-    profile = checks.seccomp(security)
+    profile = checks.seccomp(security, capabilities.wanted(security)[0])
     filter_ = compile_profile(profile) if profile else b""
-    nodes = devices.of_host() if security.privileged else devices.of_container(config.devices)
+    edits = rt.cdi.edits(config)
+    nodes = _nodes(config, edits)
     undo.add("remove its directories", lambda: rt.directories.remove_files(record.id))
     joined = _namespace_files(rt, owner, security)
     helper = rt.directories.make_helper(record.id, rt.init, joined)
     if filter_:
-        (helper / "seccomp").write_bytes(filter_)
+        (helper / process.SECCOMP).write_bytes(filter_)
     volumes_directory = rt.directories.owned_volumes(record.id)
     plan = mounts.plan(
-        config,
+        mounts.named(config.mounts, edits.mounts),
+        readonly_root=security.readonly_rootfs,
         helper_directory=helper,
         sandbox_directory=rt.directories.sandbox(owner.id),
         volumes_directory=volumes_directory,
-        sysfs=str(rt.directories.sysfs),
         image_volumes=image.config.volumes,
         resolve_image=lambda wanted: _image(rt, wanted).id,
         host_ipc=owner.config.linux.security_context.namespace_options.ipc == pb.NODE,
@@ -200,36 +204,51 @@ def _create(
     volumes = [spec.root_volume(str(root), name, image.layers, rt.place)]
     for mount in plan.images:
         volumes.append(spec.image_volume(mount.path, name, _image(rt, mount.image).layers, rt.place))
-    resolv_conf = spec.resolv_conf(owner.config.dns_config, _host_resolv_conf())
-    if nodes and not security.privileged:
+    if nodes:
         _allow_devices(rt, owner, nodes)
     undo.add("destroy the Porto container", lambda: sandbox.destroy(rt, name))
-    made = spec.container(name, record.id, rt.shim_id, config, str(root), plan, nodes, resolv_conf)
+    hugetlb = rt.abilities.has("hugetlb_limit")
+    made = spec.container(name, record.id, rt.shim_id, config, str(root), plan, hugetlb=hugetlb)
     with porto_errors("creating the container"):
         rt.porto.create_from_spec(made, volumes, timeout_s=context.remaining_s(rt.porto.timeout_s))
         # What can be known only now that the root filesystem is mounted.
-        mounts.bind_images(plan)
-        if mounts.resolve_targets(plan, str(root)) or plan.images:
-            update = rpc_pb2.TContainerSpec(name=name)
+        mounts.find_images(plan)
+        targets.settle(plan, str(root), {*devices.OWN, *(node.container_path for node in nodes)})
+        user = users.resolve(security, image.config.user, str(root))
+        update = rpc_pb2.TContainerSpec(name=name)
+        if plan.binds != list(made.bind.bind):
             update.bind.bind.extend(plan.binds)
+        if nodes:
+            devices.into_spec(devices.owned(nodes, edits.nodes, user.uid, user.gid), update)
+        if update.HasField("bind") or nodes:
             rt.porto.update_from_spec(update)
     mounts.copy_volumes(plan, str(root))
-    # The image's users are known now that its root filesystem is mounted.
-    user = users.resolve(security, image.config.user, str(root))
-    variables = process.environment(config, image.config, user, rt.hostname_of(owner.config))
-    _write_private(helper / process.ENVIRONMENT, process.environment_file(variables))
+    user = dataclasses.replace(user, groups=tuple(sorted({*user.groups, *edits.groups})))
+    variables = process.environment(config, image.config, user, rt.hostname_of(owner.config)) | edits.variables
+    process.write_private(helper / process.ENVIRONMENT, process.environment_file(variables))
     made_process = dataclasses.replace(
         process.build(config, image.config, user),
         has_term="TERM" in variables,
-        join=tuple(_join_options(joined, filter_, profile.flags if profile else 0)),
-        setup=(*plan.options, *checks.path_options(security), *(["-O"] if security.readonly_rootfs else [])),
+        join=process.join_options(joined, has_filter=bool(filter_), flags=profile.flags if profile else 0),
+        setup=(*checks.path_options(security), *(["-O"] if security.readonly_rootfs else [])),
     )
     rt.records.containers.update(
         record.id,
         state=ContainerState.CREATED,
         process=made_process.as_json(),
-        shared=[dataclasses.asdict(mount) for mount in plan.shared],
+        mount_images={
+            mount.image.image: _image(rt, mount.image.image).id for mount in config.mounts if mount.HasField("image")
+        },
+        late_mounts=[dataclasses.asdict(mount) for mount in plan.late],
     )
+
+
+def _nodes(config: pb.ContainerConfig, edits: cdi.Edits) -> list[devices.Node]:
+    """The device nodes of a container, those that are named going before those that it gets anyway."""
+    privileged = config.linux.security_context.privileged
+    nodes = {node.container_path: node for node in (devices.of_host() if privileged else ())}
+    nodes |= {node.container_path: node for node in devices.of_container(config.devices)}
+    return list((nodes | edits.nodes).values())
 
 
 def _image(rt: Runtime, name: str) -> Image:
@@ -243,67 +262,63 @@ def _namespace_files(rt: Runtime, owner: SandboxRecord, security: pb.LinuxContai
     """Namespaces that init joins: the pod's, and that of another container for a debugging one."""
     directory = rt.directories.sandbox(owner.id)
     files = {"ipc": f"{directory}/ipc", "uts": f"{directory}/uts"}
-    options = security.namespace_options
-    if options.pid == pb.NODE and owner.config.linux.security_context.namespace_options.pid != pb.NODE:
-        raise InvalidArgument(
-            "linux.security_context.namespace_options.pid: NODE needs a sandbox that is in the node's PID namespace too"
-        )
+    options, of_pod = security.namespace_options, owner.config.linux.security_context.namespace_options
+    for field in ("network", "pid", "ipc"):
+        if getattr(options, field) == pb.NODE and getattr(of_pod, field) != pb.NODE:
+            name = f"linux.security_context.namespace_options.{field}"
+            raise InvalidArgument(f"{name}: NODE needs a sandbox that is in the node's namespace too")
     if options.pid == pb.TARGET:
         target = states.refresh_container(rt, get(rt, options.target_id))
         if target.sandbox_id != owner.id:
             raise InvalidArgument("linux.security_context.namespace_options.target_id: is in another sandbox")
         if target.state is not ContainerState.RUNNING:
-            raise FailedPrecondition(f"the target container {target.id[:13]} does not run")
+            raise FailedPrecondition(
+                f"linux.security_context.namespace_options.target_id: {target.id[:13]} does not run"
+            )
         with porto_errors("looking for the target container's process"):
             pid = rt.porto.get_property(rt.names.container(owner.id, target.id), "root_pid")
         files["pid"] = f"/proc/{pid}/ns/pid"
     return files
 
 
-def _join_options(joined: Mapping[str, str], filter_: bytes, flags: int) -> list[str]:
-    letters = {"ipc": "-I", "uts": "-N", "pid": "-P"}
-    options = []
-    for name in joined:
-        options += [letters[name], f"{process.HELPER_DIRECTORY}/{name}"]
-    if filter_:
-        options += ["-S", f"{process.HELPER_DIRECTORY}/seccomp"]
-        if flags:
-            options += ["-f", str(flags)]
-    return options
-
-
 def _allow_devices(rt: Runtime, owner: SandboxRecord, nodes: Sequence[devices.Node]) -> None:
     """Give the sandbox the devices of a container: to Porto a child can't have more than its parent."""
-    known = {devices.Node(*node) for node in owner.devices}
-    wanted = known | {devices.Node(node.host_path, node.host_path, node.access) for node in nodes}
-    if wanted == known:
+    known = [devices.Node(*node) for node in owner.devices]
+    wanted = devices.allowed(known, nodes)
+    if set(wanted) <= set(known):
         return
     update = rpc_pb2.TContainerSpec(name=rt.names.sandbox(owner.id), devices_explicit=True)
-    devices.into_spec(sorted(wanted), update)
-    with porto_errors("allowing the container's devices to its sandbox"):
+    devices.into_spec(wanted, update)
+    with porto_errors("devices: allowing them to the sandbox"):
         rt.porto.update_from_spec(update)
-    rt.records.sandboxes.update(owner.id, devices=[dataclasses.astuple(node) for node in sorted(wanted)])
+    rt.records.sandboxes.update(owner.id, devices=[dataclasses.astuple(node) for node in wanted])
 
 
 def _start(rt: Runtime, owner: SandboxRecord, record: ContainerRecord, context: CallContext) -> None:
     name = rt.names.container(owner.id, record.id)
-    shared = [mounts.Shared(**mount) for mount in record.shared]
+    waiting = [late.LateMount(**mount) for mount in record.late_mounts]
     with ExitStack() as stack:
         report = stack.enter_context(Report(rt.directories.helper(record.id)))
-        gate = stack.enter_context(Gate(rt.directories.helper(record.id))) if shared else None
+        gate = stack.enter_context(Gate(rt.directories.helper(record.id))) if waiting else None
         update = rpc_pb2.TContainerSpec(name=name)
         process.into_spec(process.Process.from_json(record.process), update, report.name, gate.name if gate else "")
-        _start_with_streams(rt, owner, record, update, context)
+        try:
+            _start_with_streams(rt, owner, record, update, context)
+        except _FINAL as err:
+            _start_failed(rt, record, name, err.message, time.time_ns(), context)
+            raise
         started_at = time.time_ns()
         problem = ""
         if gate is not None:
-            problem = _attach_shared(rt, name, shared)
+            problem = _attach(rt, name, waiting)
             # Opened even if it failed: init must not wait for ever.
             gate.open()
         reported = report.wait(_REPORT_TIMEOUT_S)
         problem = problem or report.text()
     if problem or not reported:
-        _start_failed(rt, record, name, problem or "the command did not start in time", started_at, context)
+        problem = problem or "the command did not start in time"
+        _start_failed(rt, record, name, problem, started_at, context)
+        raise InvalidArgument(f"container {record.id[:13]} can't start: {problem}")
     rt.records.containers.update(record.id, state=ContainerState.RUNNING, started_at=started_at)
     rt.events.publish(rt, pb.CONTAINER_STARTED_EVENT, record.id, owner.id)
 
@@ -334,12 +349,12 @@ def _start_with_streams(
         streams.close()
 
 
-def _attach_shared(rt: Runtime, name: str, shared: Sequence[mounts.Shared]) -> str:
+def _attach(rt: Runtime, name: str, waiting: Sequence[late.LateMount]) -> str:
     """What went wrong, if anything."""
     try:
         with porto_errors("looking for the container's process"):
             pid = int(rt.porto.get_property(name, "root_pid"))
-        mounts.attach_shared(pid, shared)
+        late.attach(pid, waiting)
     except ShimError as err:
         return err.message
     return ""
@@ -359,7 +374,6 @@ def _start_failed(
         started_at=started_at,
         finished_at=max(time.time_ns(), started_at + 1),
     )
-    raise UnknownError(f"container {record.id[:13]} can't start: {problem}")
 
 
 def _kill(rt: Runtime, name: str, context: CallContext) -> None:
@@ -387,17 +401,3 @@ def _wait(rt: Runtime, name: str, wait_s: float, context: CallContext) -> bool:
 def stream_path(fd: int | None) -> str:
     """A standard stream as Porto takes it: a descriptor of ours, or nothing."""
     return "/dev/null" if fd is None else f"/dev/fd/{fd}"
-
-
-def _write_private(path: Path, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-
-
-def _host_resolv_conf() -> str:
-    try:
-        with Path("/etc/resolv.conf").open("rb") as file:
-            return file.read(_MAX_RESOLV_CONF_BYTES).decode("utf-8", "replace")
-    except OSError:
-        return ""

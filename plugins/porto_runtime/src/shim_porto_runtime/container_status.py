@@ -85,6 +85,9 @@ def status_of(record: ContainerRecord) -> pb.ContainerStatus:
         status.user.linux.uid = record.process["uid"]
         status.user.linux.gid = record.process["gid"]
         status.user.linux.supplemental_groups.extend(record.process["groups"])
+    for mount in status.mounts:
+        if mount.HasField("image"):
+            mount.image.image_ref = record.mount_images.get(mount.image.image, "")
     status.resources.linux.CopyFrom(record.limits)
     return status
 

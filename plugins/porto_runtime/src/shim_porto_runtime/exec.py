@@ -105,7 +105,7 @@ class _Exec:
         self._exited = False
 
     def __enter__(self) -> _Exec:
-        made = spec.exec_(self._name, self._process.bounding)
+        made = spec.exec_(self._name, self._process.bounding, self._record.limits.oom_score_adj)
         process.into_spec(self._process, made, self._report.name)
         made.stdin_path, made.stdout_path, made.stderr_path = map(container.stream_path, self._streams)
         with porto_errors("starting the command"):

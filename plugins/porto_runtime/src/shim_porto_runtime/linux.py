@@ -18,13 +18,16 @@ CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC = 0x1, 0x2, 0x4, 0x8, 0x1000, 0x4000
+MS_PRIVATE, MS_SLAVE = 0x40000, 0x80000
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 0x2, 0x8
 
 _AT_FDCWD = -100
 _AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 0x1, os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
-_MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 0x1, 0x2, 0x4, 0x8
+_ST_FLAGS = {"ro": os.ST_RDONLY, "nosuid": os.ST_NOSUID, "nodev": os.ST_NODEV, "noexec": os.ST_NOEXEC}
+_PROC_MAGIC, _SYSFS_MAGIC = 0x9FA0, 0x62656572
 # The same numbers on every architecture (Linux 5.2 and 5.12).
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
 
@@ -73,25 +76,44 @@ def sethostname(name: str) -> None:
     _check(_libc.sethostname(data, len(data)), "sethostname")
 
 
-def clone_mounts(path: str, *, readonly: bool) -> int:
-    """A detached copy of what is mounted at and below ``path``, of the same propagation (open_tree(2))."""
+def clone_mounts(path: str) -> int:
+    """A detached copy of what is mounted at and below ``path``, of the same flags and propagation (open_tree(2))."""
     flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_RECURSIVE
     fd: int = _libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags)
     _check(fd, path)
-    if readonly:
-        attr = _MountAttr(set=_MOUNT_ATTR_RDONLY)
-        size = ctypes.sizeof(attr)
-        try:
-            _check(_libc.syscall(_SYS_MOUNT_SETATTR, fd, b"", _AT_EMPTY_PATH, ctypes.byref(attr), size), path)
-        except OSError:
-            os.close(fd)
-            raise
     return fd
+
+
+def set_mount(fd: int, attributes: int, *, propagation: int = 0, recursive: bool = False) -> None:
+    """Add attributes (``MOUNT_ATTR_*``) to a mount, or to a whole tree of them (mount_setattr(2))."""
+    attr = _MountAttr(set=attributes, propagation=propagation)
+    flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+    _check(_libc.syscall(_SYS_MOUNT_SETATTR, fd, b"", flags, ctypes.byref(attr), ctypes.sizeof(attr)), "mount_setattr")
 
 
 def attach_mounts(fd: int, target: str) -> None:
     """Put a detached copy at ``target``, as the calling thread sees it (move_mount(2))."""
     _check(_libc.syscall(_SYS_MOVE_MOUNT, fd, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH), target)
+
+
+def mount_flags(path: str) -> frozenset[str]:
+    """Of ``ro``, ``nosuid``, ``nodev``, ``noexec``: what the mount is that ``path`` is on; none for no such path."""
+    try:
+        flags = os.statvfs(path).f_flag
+    except OSError:
+        return frozenset()
+    return frozenset(name for name, bit in _ST_FLAGS.items() if flags & bit)
+
+
+class _StatFs(ctypes.Structure):
+    _fields_ = (("f_type", ctypes.c_long), ("rest", ctypes.c_char * 240))
+
+
+def is_kernels(path: str) -> bool:
+    """True for what is in /proc or /sys, wherever they are mounted."""
+    result = _StatFs()
+    failed = _libc.statfs(os.fsencode(path), ctypes.byref(result)) != 0
+    return not failed and result.f_type in (_PROC_MAGIC, _SYSFS_MAGIC)
 
 
 def has_mount_setattr() -> bool:

@@ -37,7 +37,8 @@ class NamedLocks:
             entry.users += 1
         try:
             if not entry.lock.acquire(timeout=context.remaining_s(_LONGEST_WAIT_S)):
-                raise DeadlineExceeded(f"{context.rpc}: another call for {name[:64]} is still under way; try again")
+                what = " ".join(name[:64].split())
+                raise DeadlineExceeded(f"{context.rpc}: another call for {what} is still under way; try again")
             try:
                 yield
             finally:

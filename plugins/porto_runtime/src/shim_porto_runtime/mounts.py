@@ -1,35 +1,30 @@
 """What is mounted into a container: from the CRI's mounts and the image's volumes to Porto's binds.
 
-Targets are resolved inside the container's root by Porto, sources on the host by us. What Porto can't do is done by
-portoshim-init (recursive read-only, writable /sys) or from outside while init waits (shared mounts).
+A bind of Porto's does for most. It changes the flags of all mounts below its source alike, takes nothing from /proc and
+/sys, and makes its own device nodes afterwards: where that matters, and where the host is to see what is mounted
+inside, the mount is attached while portoshim-init waits (``late.py``).
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
+import re
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from porto_api import rpc_pb2
 from shim_core.cri.v1 import api_pb2 as pb
-from shim_core.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from shim_core.errors import InvalidArgument, NotFound, Unimplemented
 from shim_porto_runtime import linux, rootfs
+from shim_porto_runtime.late import OPTIONS, LateMount
 from shim_porto_runtime.process import HELPER_DIRECTORY
 
-_PROC_MAGIC, _SYSFS_MAGIC = 0x9FA0, 0x62656572
-
-
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """A mount whose own mounts the host and the container see of each other (PROPAGATION_BIDIRECTIONAL)."""
-
-    host_path: str
-    container_path: str
-    readonly: bool
+MAX_PATH_BYTES = 3072
+"""Less than the kernel's limit, since paths are prefixed with that of the root volume."""
+_MAX_NAME_BYTES = 255
+_OWN_DIRECTORIES = ("/proc", "/sys", "/dev", HELPER_DIRECTORY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +36,67 @@ class ImageMount:
     path: str
     """Host path of its volume."""
     sub_path: str
-    container_path: str
+
+
+@dataclass(slots=True)
+class Entry:
+    """One mount."""
+
+    field: str
+    """Where the config has it: ``mounts[3]``; empty: it is the runtime's or the image's."""
+    source: str
+    target: str
+    readonly: bool = False
+    recursive_read_only: bool = False
+    propagation: int = pb.PROPAGATION_PRIVATE
+    options: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    """Porto's, in place of those that the others stand for."""
+    image: ImageMount | None = None
+    late: bool = False
 
 
 @dataclass(slots=True)
 class Plan:
-    """All mounts of a container."""
+    """All mounts of a container, those above others first."""
 
-    binds: list[rpc_pb2.TContainerBindMount] = field(default_factory=list)
-    options: list[str] = field(default_factory=list)
-    """Options of portoshim-init."""
-    shared: list[Shared] = field(default_factory=list)
-    images: list[ImageMount] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
     copies: list[tuple[str, str]] = field(default_factory=list)
     """Image volumes: path inside the image, host directory that its content goes to."""
 
-    def bind(self, source: str, target: str, *flags: str) -> None:
-        self.binds.append(rpc_pb2.TContainerBindMount(source=source, target=target, flag=flags))
+    def sort(self) -> None:
+        """A mount below another one comes after it."""
+        self.entries.sort(key=lambda entry: entry.target.count("/"))
+
+    @property
+    def images(self) -> list[ImageMount]:
+        return [entry.image for entry in self.entries if entry.image is not None]
+
+    @property
+    def binds(self) -> list[rpc_pb2.TContainerBindMount]:
+        """What Porto mounts."""
+        return [_bind(entry) for entry in self.entries if not entry.late]
+
+    @property
+    def late(self) -> list[LateMount]:
+        """What is attached while init waits."""
+        return [
+            LateMount(
+                host_path=entry.source,
+                container_path=entry.target,
+                readonly=entry.readonly,
+                recursive_read_only=entry.recursive_read_only,
+                propagation=entry.propagation,
+                options=entry.options,
+            )
+            for entry in self.entries
+            if entry.late
+        ]
+
+
+def helper(directory: str) -> Entry:
+    """The directory of portoshim-init, with what is mounted in it: namespaces to join."""
+    return Entry("", directory, HELPER_DIRECTORY, flags=("ro", "rec", "nosuid", "exec"))
 
 
 def check(mounts: Iterable[pb.Mount]) -> None:
@@ -70,8 +109,6 @@ def check(mounts: Iterable[pb.Mount]) -> None:
         _absolute(mount.container_path, f"{name}.container_path")
         if not mount.container_path.strip("/"):
             raise InvalidArgument(f"{name}.container_path: can't be the root directory")
-        if _clean(mount.container_path) == HELPER_DIRECTORY:
-            raise InvalidArgument(f"{name}.container_path: {HELPER_DIRECTORY} is taken by the runtime")
         if mount.HasField("image"):
             _check_image(mount, name)
         else:
@@ -81,15 +118,23 @@ def check(mounts: Iterable[pb.Mount]) -> None:
         if mount.propagation not in pb.MountPropagation.values():
             raise InvalidArgument(f"{name}.propagation: {mount.propagation} is none")
         if mount.recursive_read_only:
-            if not mount.readonly:
-                raise InvalidArgument(f"{name}.recursive_read_only: needs readonly")
-            if mount.propagation != pb.PROPAGATION_PRIVATE:
-                raise InvalidArgument(f"{name}.recursive_read_only: needs PROPAGATION_PRIVATE")
+            _check_recursive(mount, name)
         for mappings in ("uidMappings", "gidMappings"):
             if getattr(mount, mappings):
                 raise Unimplemented(f"{name}.{mappings}: Porto has no id-mapped mounts")
-        if mount.mount_options:
-            raise Unimplemented(f"{name}.mount_options: not supported; leave them out")
+        for option in mount.mount_options:
+            if option not in OPTIONS:
+                raise Unimplemented(f"{name}.mount_options: {option[:40]!r}: only {', '.join(OPTIONS)} are known")
+
+
+def _check_recursive(mount: pb.Mount, name: str) -> None:
+    if not mount.readonly:
+        raise InvalidArgument(f"{name}.recursive_read_only: needs readonly")
+    if mount.propagation != pb.PROPAGATION_PRIVATE:
+        raise InvalidArgument(f"{name}.recursive_read_only: needs PROPAGATION_PRIVATE")
+    if not linux.has_mount_setattr():
+        # kubelet knows this word.
+        raise Unimplemented(f"RROUnsupported: {name}.recursive_read_only: needs Linux 5.12")
 
 
 def _check_image(mount: pb.Mount, name: str) -> None:
@@ -97,86 +142,99 @@ def _check_image(mount: pb.Mount, name: str) -> None:
         raise InvalidArgument(f"{name}.host_path: can't be given together with image")
     if not mount.image.image:
         raise InvalidArgument(f"{name}.image.image: must not be empty")
+    if not mount.readonly:
+        raise InvalidArgument(f"{name}.readonly: must be true: an image can't be written to")
     if mount.propagation == pb.PROPAGATION_BIDIRECTIONAL:
         raise InvalidArgument(f"{name}.propagation: an image has no mounts to share")
     sub_path = mount.image_sub_path
     if sub_path.startswith("/") or ".." in sub_path.split("/") or "\0" in sub_path:
         raise InvalidArgument(f"{name}.image_sub_path: {sub_path!r} must be a relative path without '..'")
+    _check_length(sub_path, f"{name}.image_sub_path")
+
+
+def named(mounts: Iterable[pb.Mount], others: Mapping[str, tuple[str, pb.Mount]]) -> list[tuple[str, pb.Mount]]:
+    """The mounts of a config and what names them, with others in place of those at the same path in the container."""
+    found = [(f"mounts[{index}]", mount) for index, mount in enumerate(mounts)]
+    return [item for item in found if clean(item[1].container_path) not in others] + list(others.values())
 
 
 def plan(
-    config: pb.ContainerConfig,
+    wanted: Sequence[tuple[str, pb.Mount]],
     *,
+    readonly_root: bool,
     helper_directory: Path,
     sandbox_directory: Path,
     volumes_directory: Path,
     image_volumes: Iterable[str],
     resolve_image: Callable[[str], str],
     host_ipc: bool,
-    sysfs: str,
 ) -> Plan:
-    """The mounts of a container, in the order in which they are made.
+    """The mounts of a container, as far as they are known before its root filesystem is.
 
+    :param wanted: as :func:`named` gives them.
     :param volumes_directory: host directory for what this container's volumes hold.
     :param resolve_image: image name → image id.
-    :param sysfs: where the host's /sys is mounted once more: Porto refuses to bind a system directory.
     :raises InvalidArgument, FailedPrecondition, NotFound: a mount can't be made; the message names it.
     """
-    result = Plan()
-    targets = {_clean(mount.container_path) for mount in config.mounts}
-    # With what is mounted in it: namespaces to join.
-    result.bind(str(helper_directory), HELPER_DIRECTORY, "ro", "rec", "nosuid", "exec")
+    result = Plan([helper(str(helper_directory))])
+    targets = {clean(mount.container_path) for _, mount in wanted}
     if "/dev/shm" not in targets:
-        result.bind("/dev/shm" if host_ipc else f"{sandbox_directory}/shm", "/dev/shm", "rw")
-    for name in ("hosts", "hostname"):
+        shm = "/dev/shm" if host_ipc else f"{sandbox_directory}/shm"
+        result.entries.append(Entry("", shm, "/dev/shm", options=("nosuid", "nodev", "noexec")))
+    for name in ("hosts", "hostname", "resolv.conf"):
         if f"/etc/{name}" not in targets:
-            result.bind(f"{sandbox_directory}/{name}", f"/etc/{name}", "ro" if _readonly_root(config) else "rw")
+            source = f"{sandbox_directory}/{name}"
+            result.entries.append(Entry("", source, f"/etc/{name}", readonly=readonly_root))
     for number, path in enumerate(image_volumes):
-        target = _clean(path)
+        target = clean(path)
         # CRI: a mount over an image's volume takes its place; the root or the system's own can't be a volume.
-        if target in targets or target in ("/", "/proc", "/sys", "/dev", HELPER_DIRECTORY):
+        if target in targets or target == "/" or any(is_inside(target, own) for own in _OWN_DIRECTORIES):
             continue
         source = str(volumes_directory / f"volume{number}")
         result.copies.append((target, source))
-        result.bind(source, target, "rw")
-    # A mount below another one comes after it.
-    ordered = sorted(enumerate(config.mounts), key=lambda item: _clean(item[1].container_path).count("/"))
-    for index, mount in ordered:
-        _add(result, mount, f"mounts[{index}]", volumes_directory / f"image{index}", resolve_image, sysfs)
+        result.entries.append(Entry("", source, target))
+    below = _Below()
+    for index, (name, mount) in enumerate(wanted):
+        image_path = str(volumes_directory / f"image{index}")
+        result.entries.append(_entry(mount, name, image_path, resolve_image, below))
+    result.sort()
     return result
 
 
-def _add(
-    result: Plan, mount: pb.Mount, name: str, image_path: Path, resolve_image: Callable[[str], str], sysfs: str
-) -> None:
-    target = _clean(mount.container_path)
+def _entry(mount: pb.Mount, name: str, image_path: str, resolve_image: Callable[[str], str], below: _Below) -> Entry:
+    target = clean(mount.container_path)
+    options = tuple(sorted(set(mount.mount_options)))
     if mount.HasField("image"):
-        made = ImageMount(resolve_image(mount.image.image), str(image_path), mount.image_sub_path, target)
-        result.images.append(made)
-        return
+        image = ImageMount(resolve_image(mount.image.image), image_path, mount.image_sub_path)
+        return Entry(name, image_path, target, readonly=True, options=options, image=image)
     source = _source(mount.host_path, name)
-    if mount.propagation == pb.PROPAGATION_BIDIRECTIONAL:
+    bidirectional = mount.propagation == pb.PROPAGATION_BIDIRECTIONAL
+    if bidirectional:
         _check_shared(source, name)
-        result.shared.append(Shared(source, target, mount.readonly))
-        return
-    flags = ["rec"]
-    if mount.propagation == pb.PROPAGATION_PRIVATE:
-        flags.append("private")
-    if target == "/dev" or target.startswith("/dev/"):
-        flags.append("dev")
-    if _filesystem(source) in (_PROC_MAGIC, _SYSFS_MAGIC):
-        # Porto binds these read-only or not at all.
-        flags.append("ro")
-        if not mount.readonly:
-            result.options += ["-W", target]
-        if source == "/sys" or source.startswith("/sys/"):
-            source = sysfs + source.removeprefix("/sys")
-    else:
-        flags.append("rw")
-        if mount.readonly:
-            # Porto's own flag would reach the mounts below as well, which CRI leaves as they are.
-            result.options += ["-V" if mount.recursive_read_only else "-r", target]
-    result.bind(source, target, *flags)
+    return Entry(
+        name,
+        source,
+        target,
+        readonly=mount.readonly,
+        recursive_read_only=mount.recursive_read_only,
+        propagation=mount.propagation,
+        options=options,
+        late=bidirectional or below.has_mounts(source) or linux.is_kernels(source) or "ro" in linux.mount_flags(source),
+    )
+
+
+def _bind(entry: Entry) -> rpc_pb2.TContainerBindMount:
+    flags = list(entry.flags)
+    if not flags:
+        flags = ["ro" if entry.readonly else "rw"]
+        if entry.propagation == pb.PROPAGATION_PRIVATE:
+            flags.append("private")
+        # Porto takes set-uid away never, and devices always, unless it is told otherwise; the source's own flags stay.
+        of_source = linux.mount_flags(entry.source)
+        flags += [name for name in OPTIONS if name in entry.options or name in of_source]
+        if "nodev" not in flags:
+            flags.append("dev")
+    return rpc_pb2.TContainerBindMount(source=entry.source, target=entry.target, flag=flags)
 
 
 def _source(path: str, name: str) -> str:
@@ -192,43 +250,23 @@ def _source(path: str, name: str) -> str:
     return source
 
 
-def bind_images(result: Plan) -> None:
-    """Add the binds of image mounts, once their volumes are there.
+def find_images(result: Plan) -> None:
+    """Find the sources of image mounts, once their volumes are there.
 
     :raises NotFound: no such sub path in the image.
     """
-    for mount in result.images:
-        source = mount.path
-        if mount.sub_path:
-            try:
-                fd = rootfs.open_inside(mount.path, mount.sub_path, os.O_PATH)
-            except OSError as err:
-                message = f"ImageVolumeMountFailed: image_sub_path {mount.sub_path!r} of the image: {err.strerror}"
-                raise NotFound(message) from err
-            try:
-                source = os.readlink(f"/proc/self/fd/{fd}")
-            finally:
-                os.close(fd)
-        result.bind(source, mount.container_path, "rec", "ro", "private")
-
-
-def resolve_targets(result: Plan, root: str) -> bool:
-    """Make targets that lie behind symlinks of the image, as the container would; Porto refuses what dangles.
-
-    :returns: whether any has changed.
-    :raises InvalidArgument: a symlink that leads nowhere.
-    """
-    changed = False
-    for bind in result.binds:
-        resolved = rootfs.resolve(root, bind.target)
-        if resolved != bind.target:
-            try:
-                rootfs.make_inside(root, resolved, directory=os.path.isdir(bind.source))
-            except OSError as err:
-                raise InvalidArgument(f"mounts: {bind.target} of the image can't be mounted over: {err}") from err
-            bind.target = resolved
-            changed = True
-    return changed
+    for entry in result.entries:
+        if entry.image is None or not entry.image.sub_path:
+            continue
+        try:
+            fd = rootfs.open_inside(entry.image.path, entry.image.sub_path, os.O_PATH)
+        except OSError as err:
+            message = f"ImageVolumeMountFailed: {entry.field}.image_sub_path: {entry.image.sub_path!r}: {err.strerror}"
+            raise NotFound(message) from err
+        try:
+            entry.source = os.readlink(f"/proc/self/fd/{fd}")
+        finally:
+            os.close(fd)
 
 
 def copy_volumes(result: Plan, root: str) -> None:
@@ -254,67 +292,60 @@ def copy_volumes(result: Plan, root: str) -> None:
             os.close(fd)
 
 
-def attach_shared(pid: int, mounts: Iterable[Shared]) -> None:
-    """Put shared mounts into a container whose init is waiting.
-
-    :param pid: its main process.
-    :raises FailedPrecondition: one can't be made.
-    """
-    for mount in mounts:
-        try:
-            tree = linux.clone_mounts(mount.host_path, readonly=mount.readonly)
-            try:
-                is_directory = os.path.isdir(mount.host_path)
-                linux.in_thread(partial(_attach, pid, tree, mount.container_path, is_directory))
-            finally:
-                os.close(tree)
-        except OSError as err:
-            raise FailedPrecondition(f"the shared mount {mount.container_path} can't be made: {err}") from err
-
-
-def _attach(pid: int, tree: int, target: str, is_directory: bool) -> None:
-    # setns(2) to a mount namespace asks for a root and working directory that no other thread shares.
-    linux.unshare(linux.CLONE_FS)
-    linux.setns(f"/proc/{pid}/ns/mnt", linux.CLONE_NEWNS)
-    if not os.path.lexists(target):
-        os.makedirs(target if is_directory else os.path.dirname(target), mode=0o755, exist_ok=True)
-        if not is_directory:
-            Path(target).touch()
-    linux.attach_mounts(tree, target)
-
-
 def _check_shared(source: str, name: str) -> None:
     """CRI: bidirectional propagation needs a shared mount on the host."""
     best, shared = "", False
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields = line.split(" ")
-        point = fields[4].encode().decode("unicode_escape")
-        if (source + "/").startswith(point.rstrip("/") + "/") and len(point) >= len(best):
-            best, shared = point, any(item.startswith("shared:") for item in fields[6 : fields.index("-")])
+    for point, optional in _mounts():
+        if is_inside(source, point) and len(point) >= len(best):
+            best, shared = point, any(item.startswith("shared:") for item in optional)
     if not shared:
         raise InvalidArgument(f"{name}.propagation: {source} is on {best}, which is not a shared mount of the node")
 
 
-class _StatFs(ctypes.Structure):
-    _fields_ = (("f_type", ctypes.c_long), ("rest", ctypes.c_char * 240))
+class _Below:
+    """Whether anything is mounted below a path of the host; looked up once, and only if asked."""
+
+    def __init__(self) -> None:
+        self._points: list[str] | None = None
+
+    def has_mounts(self, path: str) -> bool:
+        if not os.path.isdir(path):
+            return False
+        if self._points is None:
+            self._points = [point for point, _ in _mounts()]
+        return any(point != path and is_inside(point, path) for point in self._points)
 
 
-def _filesystem(path: str) -> int:
-    """The magic number of the filesystem that ``path`` is on (statfs(2))."""
-    result = _StatFs()
-    if ctypes.CDLL(None).statfs(os.fsencode(path), ctypes.byref(result)) != 0:
-        return 0
-    return int(result.f_type)
+def _mounts() -> list[tuple[str, Sequence[str]]]:
+    """Mount points of the host, with their propagation (proc(5), mountinfo)."""
+    found: list[tuple[str, Sequence[str]]] = []
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        fields = os.fsdecode(line).split(" ")
+        point = _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4])
+        found.append((point, fields[6 : fields.index("-")]))
+    return found
 
 
-def _readonly_root(config: pb.ContainerConfig) -> bool:
-    return config.linux.security_context.readonly_rootfs
+_OCTAL = re.compile(r"\\([0-7]{3})")
 
 
-def _clean(path: str) -> str:
+def is_inside(path: str, directory: str) -> bool:
+    """True for the directory itself and everything below it."""
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+def clean(path: str) -> str:
+    """An absolute path without empty parts and single dots."""
     return "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
 def _absolute(path: str, name: str) -> None:
     if not path.startswith("/") or "\0" in path or ".." in path.split("/"):
-        raise InvalidArgument(f"{name}: {path!r} must be an absolute path without '..'")
+        raise InvalidArgument(f"{name}: {path[:200]!r} must be an absolute path without '..'")
+    _check_length(path, name)
+
+
+def _check_length(path: str, name: str) -> None:
+    too_long = len(path.encode()) > MAX_PATH_BYTES or any(len(p.encode()) > _MAX_NAME_BYTES for p in path.split("/"))
+    if too_long:
+        raise InvalidArgument(f"{name}: {path[:40]!r}...: too long for a path")

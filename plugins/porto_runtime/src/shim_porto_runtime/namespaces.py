@@ -4,7 +4,7 @@
 
     StateDir/sandboxes/<id>/ipc, uts        namespaces, pinned by bind mounts
                             shm/            the tmpfs that is /dev/shm in every container
-                            hosts, hostname bound over /etc/hosts and /etc/hostname
+                            hosts, hostname, resolv.conf    bound over those in /etc
 
 Porto shares an IPC namespace only together with the PID namespace, so the pod's is made here, and portoshim-init joins
 it. Namespaced sysctls are set on the way.
@@ -16,7 +16,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -25,11 +25,13 @@ from shim_core.errors import InvalidArgument
 from shim_porto_runtime import linux
 
 SHM_SIZE = "64m"
+_MAX_RESOLV_CONF_BYTES = 64 * 1024
 _NETNS_OF_PORTO = "/run/netns"
-_SYSCTL = re.compile(r"[a-zA-Z0-9_-]+(\.[a-zA-Z0-9_/-]+)+")
+_SYSCTL_PART = re.compile(r"[a-zA-Z0-9_.@-]+")
 _HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
-# Sysctls that belong to a namespace a pod has for itself, by kind; all others are the node's.
+# Sysctls that belong to a namespace a pod has for itself, by kind; all others are the node's. The hostname is not here:
+# it is a field of its own.
 _IPC_SYSCTLS = frozenset(
     {
         "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax",
@@ -62,7 +64,8 @@ def check_sysctls(config: pb.PodSandboxConfig) -> None:
     options = config.linux.security_context.namespace_options
     for name, value in config.linux.sysctls.items():
         field = f"linux.sysctls[{name[:80]!r}]"
-        if not _SYSCTL.fullmatch(dotted(name)):
+        parts = sysctl_parts(name)
+        if len(parts) < 2 or not all(_SYSCTL_PART.fullmatch(part) and part.strip(".") for part in parts):
             raise InvalidArgument(f"{field}: is no name of a sysctl")
         if any(ord(character) < 32 and character != "\t" for character in value):
             raise InvalidArgument(f"{field}: the value must be one line")
@@ -73,17 +76,20 @@ def check_sysctls(config: pb.PodSandboxConfig) -> None:
             raise InvalidArgument(f"{field}: the pod is in the node's {kind} namespace: it would change the whole node")
 
 
-def dotted(name: str) -> str:
-    """A sysctl's name with dots: sysctl(8) takes slashes as well, but not both ways at once."""
+def sysctl_parts(name: str) -> list[str]:
+    """The path of a sysctl below /proc/sys. As sysctl(8) has it, the first separator decides what the other one means:
+    ``net.ipv4.conf.eth0/100.forwarding`` and ``net/ipv4/conf/eth0.100/forwarding`` are the same.
+    """
     first = next((character for character in name if character in "./"), ".")
-    return name.replace("/", ".") if first == "/" else name
+    parts = name.split(first)
+    return parts if first == "/" else [part.replace("/", ".") for part in parts]
 
 
 def _kind(name: str) -> str | None:
-    plain = dotted(name)
-    if plain.startswith("net."):
+    parts = sysctl_parts(name)
+    if parts[0] == "net":
         return "network"
-    return "ipc" if plain in _IPC_SYSCTLS or plain.startswith("fs.mqueue.") else None
+    return "ipc" if ".".join(parts) in _IPC_SYSCTLS or parts[:2] == ["fs", "mqueue"] else None
 
 
 def make(directory: Path, config: pb.PodSandboxConfig, netns: str | None) -> None:
@@ -95,6 +101,7 @@ def make(directory: Path, config: pb.PodSandboxConfig, netns: str | None) -> Non
     directory.mkdir(mode=0o711, exist_ok=True)
     hostname = config.hostname or os.uname().nodename
     _write(directory / "hostname", hostname + "\n")
+    _write(directory / "resolv.conf", resolv_conf(config.dns_config, _host_resolv_conf()))
     _write(directory / "hosts", _HOSTS + (f"127.0.1.1\t{hostname}\n" if config.hostname else ""))
     options = config.linux.security_context.namespace_options
     if options.ipc != pb.NODE:
@@ -116,12 +123,12 @@ def _make_namespaces(
     if netns is not None and any(_kind(name) == "network" for name in sysctls):
         linux.setns(netns, linux.CLONE_NEWNET)
     for name, value in sysctls.items():
-        path = "/proc/sys/" + dotted(name).replace(".", "/")
         try:
-            with open(path, "w") as file:
+            with open("/".join(("/proc/sys", *sysctl_parts(name))), "w") as file:
                 file.write(value)
         except OSError as err:
-            raise InvalidArgument(f"linux.sysctls[{name!r}]: {value!r} can't be set: {err.strerror}") from err
+            message = f"linux.sysctls[{name[:80]!r}]: {value[:80]!r} can't be set: {err.strerror}"
+            raise InvalidArgument(message) from err
     for name in ("ipc", "uts"):
         target = directory / name
         target.touch()
@@ -134,6 +141,35 @@ def remove(directory: Path) -> None:
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         for name in ("ipc", "uts", "shm"):
             stack.callback(linux.unmount, str(directory / name))
+
+
+def resolv_conf(dns: pb.DNSConfig, host: str) -> str:
+    """The text of /etc/resolv.conf: the pod's, or the host's when the pod names no server, search or option.
+
+    :raises InvalidArgument: a value that would add a line of its own.
+    """
+    lines = [f"nameserver {server}" for server in _words(dns.servers, "servers")]
+    if dns.searches:
+        lines.append("search " + " ".join(_words(dns.searches, "searches")))
+    if dns.options:
+        lines.append("options " + " ".join(_words(dns.options, "options")))
+    return "\n".join([*lines, ""]) if lines else host
+
+
+def _words(values: Iterable[str], field: str) -> list[str]:
+    words = list(values)
+    for word in words:
+        if not word or not word.isprintable() or any(character in " ;#" for character in word):
+            raise InvalidArgument(f"dns_config.{field}: {word[:80]!r} must be one word")
+    return words
+
+
+def _host_resolv_conf() -> str:
+    try:
+        with Path("/etc/resolv.conf").open("rb") as file:
+            return file.read(_MAX_RESOLV_CONF_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def _write(path: Path, text: str) -> None:

@@ -14,8 +14,9 @@ from shim_core.config import PortoshimSection, Section
 from shim_core.context import CallContext
 from shim_core.cri.v1 import api_pb2 as pb
 from shim_core.errors import Unavailable, Unimplemented
-from shim_core.types import AttachSession, ExecSession, PortForwardSession, RuntimeCondition, Shim
+from shim_core.types import AttachSession, Command, ExecSession, PortForwardSession, RuntimeCondition, Shim
 from shim_porto_runtime import (
+    cdi,
     container,
     container_status,
     exec,
@@ -29,9 +30,11 @@ from shim_porto_runtime import (
     streaming,
     update,
 )
+from shim_porto_runtime.abilities import Abilities
 from shim_porto_runtime.cri_events import EventHub
 from shim_porto_runtime.events import Monitor
 from shim_porto_runtime.images import ImageService, ImageSettings
+from shim_porto_runtime.images import command as images_command
 from shim_porto_runtime.keeper import KeeperClient
 from shim_porto_runtime.lists import batches
 from shim_porto_runtime.locks import NamedLocks
@@ -67,6 +70,11 @@ class PortoRuntime:
         self._shim = shim
 
     @hookimpl
+    def shim_command(self) -> Command:
+        assert self._shim is not None
+        return images_command.make(self._shim)
+
+    @hookimpl
     def shim_startup(self) -> None:
         assert self._shim is not None
         self._runtime = self._assemble(self._shim)
@@ -91,12 +99,13 @@ class PortoRuntime:
         socket = shim.hooks.runtime_endpoint() or porto_settings.socket
         directories = Directories(Path(core.state_dir), Path(core.volumes_dir))
         directories.prepare()
-        directories.mount_sysfs()
         names = Names(porto_settings.parent_container)
         porto = Client(socket, porto_settings.socket_timeout)
         records = Records(directories.records)
         return Runtime(
             porto=porto,
+            abilities=Abilities(porto),
+            cdi=cdi.Registry(porto_settings.cdi_spec_dirs),
             records=records,
             images=ImageService(
                 porto,

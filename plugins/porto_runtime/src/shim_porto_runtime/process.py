@@ -1,4 +1,4 @@
-"""What runs in a container, from the CRI's config and the image's: pure functions, no I/O.
+"""What runs in a container, from the CRI's config and the image's.
 
 A process starts as portoshim-init (``init/init.c``), which sets what Porto has no property for and then becomes it.
 """
@@ -6,9 +6,11 @@ A process starts as portoshim-init (``init/init.c``), which sets what Porto has 
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from porto_api import rpc_pb2
@@ -25,6 +27,11 @@ INIT = f"{HELPER_DIRECTORY}/init"
 
 ENVIRONMENT = "env"
 """The file in the helper directory that init takes the environment from: Porto's own property trims values."""
+
+SECCOMP = "seccomp"
+"""The file in it that holds the filter."""
+
+_JOINS = {"ipc": "-I", "uts": "-N", "pid": "-P"}
 _ENV_NAME = re.compile(r"[^=\0]+")
 
 
@@ -173,6 +180,29 @@ def init_options(process: Process, fifo: str, wait: str = "") -> list[str]:
     if process.no_new_privs:
         options.append("-n")
     return options
+
+
+def join_options(namespaces: Iterable[str], *, has_filter: bool, flags: int) -> tuple[str, ...]:
+    """The options by which a process gets where it belongs.
+
+    :param namespaces: files in the helper directory: ipc, uts, pid.
+    :param flags: how the seccomp filter is loaded (SECCOMP_FILTER_FLAG_*).
+    """
+    options: list[str] = []
+    for name in namespaces:
+        options += [_JOINS[name], f"{HELPER_DIRECTORY}/{name}"]
+    if has_filter:
+        options += ["-S", f"{HELPER_DIRECTORY}/{SECCOMP}"]
+        if flags:
+            options += ["-f", str(flags)]
+    return tuple(options)
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file that nobody but root reads."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
 
 
 def _text(argv: Iterable[str], field: str) -> tuple[str, ...]:

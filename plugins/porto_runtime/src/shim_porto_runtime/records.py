@@ -64,13 +64,27 @@ class SandboxRecord:
     layers: tuple[str, ...] = ()
     """Porto layers of its pause process."""
     devices: Sequence[Sequence[str]] = ()
-    """Device nodes its containers were given: host path, container path, access."""
+    """Device nodes its containers may be given (see ``devices.py``)."""
+    resources: str = ""
+    """The pod's resources since they were updated, serialized, in hex; empty: those of the config."""
+    overhead_in_force: str = ""
+    """Likewise its overhead."""
 
     @property
     def key(self) -> str:
         """What kubelet means by "the same sandbox" when it repeats a call."""
         metadata = self.config.metadata
-        return f"{metadata.name}_{metadata.namespace}_{metadata.uid}_{metadata.attempt}"
+        return "\n".join((metadata.name, metadata.namespace, metadata.uid, str(metadata.attempt)))
+
+    @property
+    def limits(self) -> pb.LinuxContainerResources:
+        """The resources in force."""
+        return _in_force(self.resources, self.config.linux.resources)
+
+    @property
+    def overhead(self) -> pb.LinuxContainerResources:
+        """The overhead in force."""
+        return _in_force(self.overhead_in_force, self.config.linux.overhead)
 
     @classmethod
     def load(cls, record_id: str, config: bytes, status: dict[str, Any]) -> SandboxRecord:
@@ -98,13 +112,15 @@ class ContainerRecord:
     """Porto layers of its root volume: they outlive their image's removal."""
     image_ref: str = ""
     """A digested reference where the image has one, else its id."""
+    mount_images: Mapping[str, str] = field(default_factory=dict)
+    """Images that are mounted as volumes: as the config names them, and their ids."""
     log_path: str = ""
     """The absolute path of the log, empty when none is wanted."""
     stop_signal: int = 15
     resources: str = ""
     """Resources in force since they were updated, serialized, in hex; empty: those of the config."""
-    shared: Sequence[Mapping[str, Any]] = ()
-    """Mounts to be attached when it starts (see ``mounts.py``)."""
+    late_mounts: Sequence[Mapping[str, Any]] = ()
+    """Mounts to be attached when it starts (see ``late.py``)."""
     process: dict[str, Any] = field(default_factory=dict)
     """How processes of this container are started (see ``process.py``); exec follows it."""
     started_at: int = 0
@@ -116,14 +132,12 @@ class ContainerRecord:
     @property
     def key(self) -> str:
         metadata = self.config.metadata
-        return f"{self.sandbox_id}_{metadata.name}_{metadata.attempt}"
+        return "\n".join((self.sandbox_id, metadata.name, str(metadata.attempt)))
 
     @property
     def limits(self) -> pb.LinuxContainerResources:
         """The resources in force."""
-        if self.resources:
-            return pb.LinuxContainerResources.FromString(bytes.fromhex(self.resources))
-        return self.config.linux.resources
+        return _in_force(self.resources, self.config.linux.resources)
 
     @property
     def visible(self) -> bool:
@@ -135,7 +149,7 @@ class ContainerRecord:
         """From a row. :raises ValueError, TypeError, KeyError, DecodeError: the row is damaged."""
         state = ContainerState(status.pop("state"))
         status["layers"] = tuple(status["layers"])
-        status["shared"] = tuple(status["shared"])
+        status["late_mounts"] = tuple(status["late_mounts"])
         return cls(id=record_id, config=pb.ContainerConfig.FromString(config), state=state, **status)
 
 
@@ -172,7 +186,7 @@ class Table(Generic[R]):
         """
         with self._lock:
             if record.key in self._by_key:
-                raise AlreadyExists(f"{self._name[:-1]} {record.key} exists already: {self._by_key[record.key]}")
+                raise AlreadyExists(f"{self._name}: one with this metadata exists already: {self._by_key[record.key]}")
             self._database.write(self._name, record.id, record.config, _status(record))
             self._by_id[record.id] = record
             self._by_key[record.key] = record.id
@@ -321,6 +335,10 @@ class Records:
 
     def close(self) -> None:
         self._database.close()
+
+
+def _in_force(updated: str, config: pb.LinuxContainerResources) -> pb.LinuxContainerResources:
+    return pb.LinuxContainerResources.FromString(bytes.fromhex(updated)) if updated else config
 
 
 def _status(record: SandboxRecord | ContainerRecord) -> str:

@@ -64,21 +64,6 @@ def resolve(root: str, path: str) -> str:
     return "/" + "/".join(done)
 
 
-def make_inside(root: str, path: str, *, directory: bool) -> None:
-    """Make a directory or an empty file at a resolved ``path`` below ``root``, with its parents; as it is, if there."""
-    parts = path.strip("/").split("/")
-    made = root
-    for part in parts if directory else parts[:-1]:
-        made = os.path.join(made, part)
-        try:
-            os.mkdir(made, 0o755)
-        except FileExistsError:
-            pass
-    if not directory:
-        fd = os.open(os.path.join(made, parts[-1]), os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        os.close(fd)
-
-
 def _openat2(directory: int, path: str, flags: int, mode: int) -> int:
     how = _OpenHow(flags, mode, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
     for _ in range(_MAX_TRIES):

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from shim_core.errors import StartupError
 from shim_porto_runtime import linux
+from shim_porto_runtime.names import is_id
 
 if TYPE_CHECKING:
     from porto_api import Client
     from shim_core.cri.v1 import api_pb2 as pb
+    from shim_porto_runtime.abilities import Abilities
+    from shim_porto_runtime.cdi import Registry
     from shim_porto_runtime.cri_events import EventHub
     from shim_porto_runtime.events import Monitor
     from shim_porto_runtime.images import ImageService
@@ -82,23 +85,6 @@ class Directories:
     def helper(self, container_id: str) -> Path:
         return self.containers / container_id
 
-    @property
-    def sysfs(self) -> Path:
-        """The host's /sys, mounted once more."""
-        return self.state / "sysfs"
-
-    def mount_sysfs(self) -> None:
-        """Mount it; a second time is fine.
-
-        :raises StartupError: it can't be mounted.
-        """
-        try:
-            self.sysfs.mkdir(exist_ok=True)
-            if not (self.sysfs / "kernel").exists():
-                linux.mount("/sys", str(self.sysfs), "none", linux.MS_BIND | linux.MS_REC)
-        except OSError as err:
-            raise StartupError(f"{self.sysfs}: /sys can't be mounted there: {err.strerror}") from err
-
     def sandbox(self, sandbox_id: str) -> Path:
         """What the containers of a pod share."""
         return self.sandboxes / sandbox_id
@@ -150,12 +136,14 @@ class Directories:
             linux.mount(source, str(file), "none", linux.MS_BIND)
         return directory
 
+    def owners(self) -> set[str]:
+        """The ids of all containers and sandboxes that have anything on disk."""
+        # Not those of VolumesDir: it may be another shim's as well.
+        found = {path.name for above in (self.containers, self.sandboxes) for path in above.iterdir()}
+        return {name for name in found if is_id(name)}
+
     def remove_files(self, owner_id: str) -> None:
         """Remove what a container or a sandbox has on disk. Its Porto container has to be gone."""
-        helper = self.helper(owner_id)
-        for name in NAMESPACE_FILES:
-            linux.unmount(str(helper / name))
-        shutil.rmtree(helper, ignore_errors=True)
         owned = self.owned_volumes(owner_id)
         for path in (*owned.glob("image*"), self.root(owner_id)):
             # A volume's mount point stays when Porto takes the volume away; what is still mounted is left alone.
@@ -166,6 +154,11 @@ class Directories:
             except OSError as err:
                 logger.warning("%s: %s; it is left as it is", path, err.strerror)
         shutil.rmtree(owned, ignore_errors=True)
+        # Last: by this directory the rest is found after a crash.
+        helper = self.helper(owner_id)
+        for name in NAMESPACE_FILES:
+            linux.unmount(str(helper / name))
+        shutil.rmtree(helper, ignore_errors=True)
 
 
 NAMESPACE_FILES = ("ipc", "uts", "pid")
@@ -176,6 +169,8 @@ class Runtime:
     """Everything a call needs; made once at start-up."""
 
     porto: Client
+    abilities: Abilities
+    cdi: Registry
     records: Records
     images: ImageService
     keeper: KeeperClient

@@ -11,9 +11,8 @@ from porto_api import PortoError
 from shim_core.context import CallContext
 from shim_core.cri.v1 import api_pb2 as pb
 from shim_core.types import RuntimeCondition
-from shim_porto_runtime import capabilities, linux
+from shim_porto_runtime import capabilities, linux, spec
 from shim_porto_runtime.porto_errors import porto_errors
-from shim_porto_runtime.sandbox import HANDLERS
 
 if TYPE_CHECKING:
     from shim_porto_runtime.runtime import Runtime
@@ -41,8 +40,8 @@ def status(rt: Runtime, request: pb.StatusRequest, context: CallContext) -> pb.S
         conditions.append(RuntimeCondition("NetworkReady", False, "NoNetworkPlugin", message))
     features = pb.RuntimeHandlerFeatures(recursive_read_only_mounts=linux.has_mount_setattr())
     response = pb.StatusResponse(
-        runtime_handlers=[pb.RuntimeHandler(name=name, features=features) for name in sorted(HANDLERS)],
-        features=pb.RuntimeFeatures(supplemental_groups_policy=True),
+        runtime_handlers=[pb.RuntimeHandler(name=name, features=features) for name in sorted(spec.HANDLERS)],
+        features=pb.RuntimeFeatures(supplemental_groups_policy=True, mount_options=True),
     )
     for condition in sorted(conditions, key=lambda c: c.type != "RuntimeReady"):
         response.status.conditions.add(

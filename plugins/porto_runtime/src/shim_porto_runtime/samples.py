@@ -94,7 +94,7 @@ class Sampler:
             value = values.get(key)
             return int(value) if isinstance(value, str) and value.lstrip("-").isdecimal() else 0
 
-        stat = _pairs(values.get("memory.stat"))
+        stat = pairs(values.get("memory.stat"))
         memory = number("memory_usage")
         # cgroup v1 counts children in total_*, v2 counts them anyway.
         inactive_file = stat.get("total_inactive_file", stat.get("inactive_file", 0))
@@ -166,11 +166,12 @@ def parse_pressure(text: str) -> dict[str, Pressure]:
     return found
 
 
-def _pairs(text: str | PortoError | None) -> dict[str, int]:
+def pairs(text: str | PortoError | None) -> dict[str, int]:
+    """A file of names and numbers, one pair a line; what isn't one is passed over."""
     if not isinstance(text, str):
         return {}
-    pairs = (line.split() for line in text.splitlines())
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
+    found = (line.split() for line in text.splitlines())
+    return {pair[0]: int(pair[1]) for pair in found if len(pair) == 2 and pair[1].isdecimal()}
 
 
 @dataclass(frozen=True, slots=True)

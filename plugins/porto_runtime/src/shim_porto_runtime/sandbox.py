@@ -15,27 +15,23 @@ from shim_core.context import CallContext
 from shim_core.cri.v1 import api_pb2 as pb
 from shim_core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Unavailable
 from shim_core.types import DnsConfig, NetworkAttachment, NetworkSandbox, PortMapping
-from shim_porto_runtime import namespaces, spec, states
+from shim_porto_runtime import devices, namespaces, pause, spec, states
 from shim_porto_runtime.names import check_id, new_id
 from shim_porto_runtime.porto_errors import porto_errors
 from shim_porto_runtime.records import ContainerRecord, ContainerState, SandboxRecord, SandboxState
 from shim_porto_runtime.undo import Undo
 
 if TYPE_CHECKING:
-    from shim_porto_runtime.images import Image
     from shim_porto_runtime.runtime import Runtime
 
 logger = logging.getLogger("shim.porto_runtime.sandbox")
-
-HANDLERS = frozenset({"", "porto"})
-"""Runtime handlers a pod may name."""
 
 
 def run(rt: Runtime, request: pb.RunPodSandboxRequest, context: CallContext) -> pb.RunPodSandboxResponse:
     """RunPodSandbox: record, network, Porto container, in this order; undone in reverse if one fails."""
     config = request.config
     spec.check_sandbox(config)
-    if request.runtime_handler not in HANDLERS:
+    if request.runtime_handler not in spec.HANDLERS:
         raise InvalidArgument(f"runtime_handler: no handler {request.runtime_handler!r}; there is only 'porto'")
     record = SandboxRecord(
         id=new_id(),
@@ -177,46 +173,22 @@ def _start(rt: Runtime, record: SandboxRecord, context: CallContext, undo: Undo)
     undo.add("remove the namespaces", lambda: namespaces.remove(directory))
     namespaces.make(directory, record.config, attachment.netns_path if attachment else None)
     name = rt.names.sandbox(record.id)
+    nodes = devices.of_host() if record.config.linux.security_context.privileged else []
+    rt.records.sandboxes.update(record.id, devices=[dataclasses.astuple(node) for node in nodes])
     undo.add("destroy the Porto container", lambda: destroy(rt, name))
     with porto_errors("starting the sandbox"):
         netns = namespaces.netns_name(attachment.netns_path) if attachment else None
-        meta = spec.sandbox(name, record.id, rt.shim_id, record.config, netns)
+        hugetlb = rt.abilities.has("hugetlb_limit")
+        meta = spec.sandbox(name, record.id, rt.shim_id, record.config, netns, nodes, hugetlb=hugetlb)
         rt.porto.create_from_spec(meta, start=True, timeout_s=context.remaining_s(rt.porto.timeout_s))
     if image is not None:
+        undo.add("remove the files of the pause process", lambda: rt.directories.remove_files(record.id))
+        # Destroyed before its mount point is removed: the sandbox's own container would take it along too late.
+        undo.add("destroy the pause process", lambda: destroy(rt, rt.names.pause(record.id)))
         with rt.images.lease(image):
-            _start_pause(rt, record, image, context, undo)
+            pause.start(rt, record, image, context)
     network: dict[str, Any] | None = dataclasses.asdict(attachment) if attachment else None
     rt.records.sandboxes.update(record.id, state=SandboxState.READY, network=network)
-
-
-def _start_pause(rt: Runtime, record: SandboxRecord, image: Image, context: CallContext, undo: Undo) -> None:
-    argv = [*image.config.entrypoint, *image.config.cmd]
-    if not argv:
-        raise FailedPrecondition(f"Images.PauseImage: {rt.pause_image} has no command; choose another, or none")
-    rt.records.sandboxes.update(record.id, layers=image.layers)
-    root = rt.directories.root(record.id)
-    undo.add("remove the mount point of the pause image", lambda: rt.directories.remove_files(record.id))
-    root.mkdir(mode=0o755, exist_ok=True)
-    name = rt.names.pause(record.id)
-    uid, gid = _pause_user(record.config.linux.security_context, image.config.user)
-    pause = spec.pause(name, record.id, rt.shim_id, str(root), argv, uid, gid)
-    volume = spec.root_volume(str(root), name, image.layers, rt.place)
-    # Destroyed before its mount point is removed; the sandbox's own container would take it along too late for that.
-    undo.add("destroy the pause process", lambda: destroy(rt, name))
-    with porto_errors("starting the pause process"):
-        rt.porto.create_from_spec(pause, [volume], start=True, timeout_s=context.remaining_s(rt.porto.timeout_s))
-
-
-def _pause_user(security: pb.LinuxSandboxSecurityContext, image_user: str) -> tuple[int, int]:
-    """Whom the pause process runs as: the pod's user, or the image's if that is a number, or root."""
-    uid, _, gid = image_user.partition(":")
-    user = int(uid) if uid.isascii() and uid.isdecimal() else 0
-    group = int(gid) if gid.isascii() and gid.isdecimal() else 0
-    if security.HasField("run_as_user"):
-        user, group = security.run_as_user.value, 0
-    if security.HasField("run_as_group"):
-        group = security.run_as_group.value
-    return user, group
 
 
 def _attach(rt: Runtime, record: SandboxRecord, context: CallContext) -> NetworkAttachment:

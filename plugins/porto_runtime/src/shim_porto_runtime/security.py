@@ -8,7 +8,6 @@ from collections.abc import Iterable
 
 from shim_core.cri.v1 import api_pb2 as pb
 from shim_core.errors import InvalidArgument, Unimplemented
-from shim_porto_runtime import capabilities
 from shim_porto_runtime.seccomp import Profile, default_profile, parse
 from shim_porto_runtime.seccomp.profile import MAX_PROFILE_BYTES
 
@@ -18,36 +17,47 @@ _SYSTEM_MOUNTS = ("/proc/sys", "/proc/irq", "/proc/bus", "/sys")
 """What Porto mounts read-only in every container: writable again in a privileged one."""
 
 
-def check(security: pb.LinuxContainerSecurityContext | pb.LinuxSandboxSecurityContext) -> None:
+Security = pb.LinuxContainerSecurityContext | pb.LinuxSandboxSecurityContext
+
+
+def check(security: Security) -> None:
     """Refuse what Porto has no means for.
 
-    :raises Unimplemented: a SELinux label or an AppArmor profile.
+    :raises Unimplemented: a SELinux label or an AppArmor profile.   :raises InvalidArgument: a malformed profile.
     """
     if any(getattr(security.selinux_options, name) for name in ("user", "role", "type", "level")):
         raise Unimplemented(f"{_FIELD}.selinux_options: Porto has no SELinux; leave them out")
+    for name in ("seccomp", "apparmor"):
+        profile = getattr(security, name)
+        if profile.profile_type not in pb.SecurityProfile.ProfileType.values():
+            raise InvalidArgument(f"{_FIELD}.{name}.profile_type: {profile.profile_type} is none")
+        if profile.localhost_ref and profile.profile_type != pb.SecurityProfile.Localhost:
+            raise InvalidArgument(f"{_FIELD}.{name}.localhost_ref: is for the profile type Localhost alone")
     if security.HasField("apparmor") and security.apparmor.profile_type == pb.SecurityProfile.Localhost:
         raise Unimplemented(f"{_FIELD}.apparmor: Porto has no AppArmor; leave the profile out, or make it Unconfined")
-    if getattr(security, "apparmor_profile", "").startswith(_LOCALHOST):
+    old = getattr(security, "apparmor_profile", "")
+    if old.startswith(_LOCALHOST):
         raise Unimplemented(f"{_FIELD}.apparmor_profile: Porto has no AppArmor; leave it out")
+    if old not in ("", "unconfined", "runtime/default"):
+        raise InvalidArgument(f"{_FIELD}.apparmor_profile: {old[:80]!r}: no such profile")
 
 
-def seccomp(security: pb.LinuxContainerSecurityContext) -> Profile | None:
-    """The seccomp profile of a container; None: unconfined.
+def seccomp(security: Security, capabilities: Iterable[str]) -> Profile | None:
+    """The seccomp profile of a container or a sandbox; None: unconfined.
 
+    :param capabilities: what the process may have: the default profile allows some system calls by them.
     :raises InvalidArgument: a profile that can't be read or used.
     """
-    if security.privileged:
-        return None
     kind, path = _profile_of(security)
-    if kind == pb.SecurityProfile.Unconfined:
+    if security.privileged or kind == pb.SecurityProfile.Unconfined:
         return None
     if kind == pb.SecurityProfile.RuntimeDefault:
-        return default_profile(capabilities.wanted(security)[0])
+        return default_profile(frozenset(capabilities))
     field = f"{_FIELD}.seccomp.localhost_ref {path!r}"
     return parse(_read(path, field), field)
 
 
-def _profile_of(security: pb.LinuxContainerSecurityContext) -> tuple[int, str]:
+def _profile_of(security: Security) -> tuple[int, str]:
     if security.HasField("seccomp"):
         return security.seccomp.profile_type, security.seccomp.localhost_ref.removeprefix(_LOCALHOST)
     old = security.seccomp_profile_path

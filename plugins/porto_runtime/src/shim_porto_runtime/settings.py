@@ -26,6 +26,12 @@ class PortoSection(Section):
         description="A Porto container to run all pods in; empty: the top level. It has to run, with all capabilities.",
     )
 
+    cdi_spec_dirs: tuple[AbsolutePath, ...] = Field(
+        ("/etc/cdi", "/var/run/cdi"),
+        alias="CDISpecDirs",
+        description="Where devices of the Container Device Interface are described; a later directory goes before.",
+    )
+
     @field_validator("socket_timeout")
     @classmethod
     def _positive(cls, value: float) -> float:

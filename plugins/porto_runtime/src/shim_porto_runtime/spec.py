@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
@@ -21,14 +23,28 @@ LABEL_SHIM = "CRI.shim"
 _CONTROLLERS = ("blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "memory", "pids")
 """Enabled from the start: Porto can't do it later, and what a container uses is told only by those of its own."""
 _MAX_HOSTNAME = 64
+_MAX_FILE_NAME_BYTES = 255
+_HOSTNAME = re.compile(r"[A-Za-z0-9._-]*")
+
+HANDLERS = frozenset({"", "porto"})
+"""Runtime handlers that a pod and an image may name."""
 
 
 def sandbox(
-    name: str, sandbox_id: str, shim_id: str, config: pb.PodSandboxConfig, netns: str | None
+    name: str,
+    sandbox_id: str,
+    shim_id: str,
+    config: pb.PodSandboxConfig,
+    netns: str | None,
+    nodes: Sequence[devices.Node],
+    *,
+    hugetlb: bool,
 ) -> rpc_pb2.TContainerSpec:
     """The meta container that holds a pod's namespaces and cgroups.
 
     :param netns: name of its network namespace, seen from /run/netns; None: the host's.
+    :param nodes: devices its containers may have.
+    :param hugetlb: see :func:`resources.into_spec`.
     """
     security = config.linux.security_context
     # Without a PID namespace of its own Porto gives it none at all: what the pod shares then, init joins.
@@ -39,41 +55,21 @@ def sandbox(
     _net(spec, ("netns", netns) if netns else ("inherited",))
     if config.hostname and isolate:
         spec.hostname = config.hostname
-    if security.privileged:
-        devices.into_spec(devices.of_host(), spec)
-    resources.into_spec(pod_resources(config), spec)
-    spec.controllers.controller.extend(_CONTROLLERS)
+    devices.into_spec(nodes, spec)
+    resources.into_spec(resources.of_pod(config.linux.resources, config.linux.overhead), spec, hugetlb=hugetlb)
+    spec.controllers.controller.extend([*_CONTROLLERS, *(["hugetlb"] if hugetlb else [])])
     _labels(spec, sandbox_id, shim_id)
     return spec
 
 
-def pod_resources(config: pb.PodSandboxConfig) -> pb.LinuxContainerResources:
-    """What limits a pod as a whole: its resources and the overhead of its sandbox."""
-    total = pb.LinuxContainerResources()
-    total.CopyFrom(config.linux.resources)
-    overhead = config.linux.overhead
-    if total.memory_limit_in_bytes > 0:
-        total.memory_limit_in_bytes += max(overhead.memory_limit_in_bytes, 0)
-    if total.cpu_quota > 0 and overhead.cpu_quota > 0:
-        period = total.cpu_period or resources.DEFAULT_PERIOD_US
-        total.cpu_quota += overhead.cpu_quota * period // (overhead.cpu_period or resources.DEFAULT_PERIOD_US)
-    # The node's cgroups are Porto's own: only what limits is taken over.
-    total.oom_score_adj = 0
-    return total
-
-
-def pause(
-    name: str, sandbox_id: str, shim_id: str, root: str, argv: Sequence[str], user: int = 0, group: int = 0
-) -> rpc_pb2.TContainerSpec:
-    """The pause process of a pod, inside all its namespaces.
-
-    :param user: whom it runs as, by number. :param group: likewise.
-    """
-    # Not read-only: Porto has to make /proc and its like in an image that is a single program.
+def pause(name: str, sandbox_id: str, shim_id: str, root: str, helper_directory: str) -> rpc_pb2.TContainerSpec:
+    """The pause process of a pod, inside all its namespaces; what it runs is set when it starts."""
     spec = rpc_pb2.TContainerSpec(name=name, isolate=False, enable_porto="none", root=root)
-    spec.command_argv.argv.extend(argv)
-    spec.user, spec.group = str(user), str(group)
     spec.stdin_path = spec.stdout_path = spec.stderr_path = "/dev/null"
+    spec.capabilities.cap.extend(sorted(capabilities.INIT_NEEDS))
+    spec.bind.bind.extend(mounts.Plan([mounts.helper(helper_directory)]).binds)
+    devices.into_spec((), spec)
+    spec.devices_explicit = True
     _net(spec, ("inherited",))
     _labels(spec, sandbox_id, shim_id)
     return spec
@@ -86,12 +82,13 @@ def container(
     config: pb.ContainerConfig,
     root: str,
     plan: mounts.Plan,
-    nodes: Sequence[devices.Node],
-    resolv_conf: str,
+    *,
+    hugetlb: bool,
 ) -> rpc_pb2.TContainerSpec:
     """A container as it is created; what it runs is set when it starts.
 
-    :param root: host path of its root volume. :param plan: its mounts. :param nodes: its devices.
+    :param root: host path of its root volume. :param plan: its mounts.
+    :param hugetlb: see :func:`resources.into_spec`.
     """
     security = config.linux.security_context
     spec = rpc_pb2.TContainerSpec(name=name, enable_porto="none", root=root, aging_time=KEEP_DEAD_S)
@@ -106,21 +103,25 @@ def container(
     spec.cwd = "/"
     bounding, _ = capabilities.wanted(security)
     spec.capabilities.cap.extend(sorted(bounding | capabilities.INIT_NEEDS))
-    spec.resolv_conf = resolv_conf
-    spec.controllers.controller.extend(_CONTROLLERS)
+    spec.resolv_conf = "keep"  # the pod's is mounted
+    spec.controllers.controller.extend([*_CONTROLLERS, *(["hugetlb"] if hugetlb else [])])
     spec.bind.bind.extend(plan.binds)
-    devices.into_spec(nodes, spec)
+    devices.into_spec((), spec)
+    spec.devices_explicit = True  # otherwise it has those of the pod's other containers, too
     _labels(spec, container_id, shim_id)
-    resources.into_spec(config.linux.resources, spec)
+    resources.into_spec(config.linux.resources, spec, hugetlb=hugetlb)
     return spec
 
 
-def exec_(name: str, bounding: int) -> rpc_pb2.TContainerSpec:
+def exec_(name: str, bounding: int, oom_score_adj: int) -> rpc_pb2.TContainerSpec:
     """A further process in a container: gone with the connection that made it.
 
     :param bounding: mask of the container's capabilities; Porto would give it others.
+    :param oom_score_adj: the container's.
     """
     spec = rpc_pb2.TContainerSpec(name=name, weak=True, isolate=False, enable_porto="none")
+    if oom_score_adj:
+        spec.oom_score_adj = oom_score_adj
     spec.capabilities.cap.extend(sorted({*capabilities.names(bounding), *capabilities.INIT_NEEDS}))
     return spec
 
@@ -143,19 +144,6 @@ def root_volume(path: str, container_name: str, layers: Iterable[str], place: st
     return spec
 
 
-def resolv_conf(dns: pb.DNSConfig, host: str) -> str:
-    """The text of /etc/resolv.conf: the pod's, or the host's when the pod names no server, search or option.
-
-    :raises InvalidArgument: a value that would add a line of its own.
-    """
-    lines = [f"nameserver {server}" for server in _words(dns.servers, "servers")]
-    if dns.searches:
-        lines.append("search " + " ".join(_words(dns.searches, "searches")))
-    if dns.options:
-        lines.append("options " + " ".join(_words(dns.options, "options")))
-    return "\n".join([*lines, ""]) if lines else host
-
-
 def check_sandbox(config: pb.PodSandboxConfig) -> None:
     """Refuse what no sandbox can have.
 
@@ -168,27 +156,29 @@ def check_sandbox(config: pb.PodSandboxConfig) -> None:
         _printable(value, f"metadata.{field}")
     if len(config.hostname) > _MAX_HOSTNAME:
         raise InvalidArgument(f"hostname: longer than {_MAX_HOSTNAME} characters")
-    if config.hostname and not all(c.isalnum() or c in "-._" for c in config.hostname):
+    if not _HOSTNAME.fullmatch(config.hostname):
         raise InvalidArgument(f"hostname: {config.hostname!r}: only letters, digits, '-', '_' and '.' are allowed")
-    _absolute(config.log_directory, "log_directory", empty=True)
+    if config.log_directory:
+        check_path(config.log_directory, "log_directory")
+    namespaces.resolv_conf(config.dns_config, "")
     if config.HasField("windows"):
         raise Unimplemented("windows: Porto runs Linux containers only")
     security = config.linux.security_context
     checks.check(security)
-    for field in ("network", "pid", "ipc"):
-        if getattr(security.namespace_options, field) == pb.TARGET:
-            raise InvalidArgument(f"linux.security_context.namespace_options.{field}: TARGET is for containers")
-    _check_userns(security.namespace_options)
-    for name in ("run_as_user", "run_as_group"):
-        if security.HasField(name):
-            users.check_id(getattr(security, name).value, f"linux.security_context.{name}")
+    _check_namespaces(security.namespace_options)
+    if pb.TARGET in (
+        security.namespace_options.pid,
+        security.namespace_options.network,
+        security.namespace_options.ipc,
+    ):
+        raise InvalidArgument("linux.security_context.namespace_options: TARGET is for containers")
+    users.check(security)
+    checks.seccomp(security, ())
     for name in ("resources", "overhead"):
         resources.check(getattr(config.linux, name), f"linux.{name}")
     namespaces.check_sysctls(config)
     for index, mapping in enumerate(config.port_mappings):
-        for port in ("container_port", "host_port"):
-            if not 0 <= getattr(mapping, port) <= 65535:
-                raise InvalidArgument(f"port_mappings[{index}].{port}: {getattr(mapping, port)} is not in 0..65535")
+        _check_port(mapping, f"port_mappings[{index}]")
 
 
 def check_container(config: pb.ContainerConfig) -> None:
@@ -199,24 +189,24 @@ def check_container(config: pb.ContainerConfig) -> None:
     if not config.metadata.name:
         raise InvalidArgument("metadata.name: must not be empty")
     _printable(config.metadata.name, "metadata.name")
-    if not config.image.image:
-        raise InvalidArgument("image.image: must not be empty")
+    check_image(config.image, "image")
     if config.HasField("windows"):
         raise Unimplemented("windows: Porto runs Linux containers only")
     security = config.linux.security_context
     checks.check(security)
-    if security.namespace_options.pid == pb.TARGET and not security.namespace_options.target_id:
-        raise InvalidArgument("linux.security_context.namespace_options.target_id: TARGET needs a container")
-    if security.namespace_options.ipc == pb.TARGET or security.namespace_options.network == pb.TARGET:
+    _check_namespaces(security.namespace_options)
+    if pb.TARGET in (security.namespace_options.network, security.namespace_options.ipc):
         raise InvalidArgument("linux.security_context.namespace_options: TARGET is for pid alone")
-    _check_userns(security.namespace_options)
+    users.check(security)
     resources.check(config.linux.resources)
     mounts.check(config.mounts)
     if config.stdin_once and not config.stdin:
         raise InvalidArgument("stdin_once: needs stdin")
     path = PurePosixPath(config.log_path)
-    if path.is_absolute() or ".." in path.parts or "\0" in config.log_path:
+    too_long = any(len(part.encode()) > _MAX_FILE_NAME_BYTES for part in path.parts)
+    if path.is_absolute() or ".." in path.parts or str(path) != (config.log_path or ".") or too_long:
         raise InvalidArgument(f"log_path: {config.log_path!r} must be a path below the sandbox's log_directory")
+    _printable(config.log_path, "log_path")
 
 
 def _net(spec: rpc_pb2.TContainerSpec, option: tuple[str, ...]) -> None:
@@ -228,30 +218,65 @@ def _labels(spec: rpc_pb2.TContainerSpec, record_id: str, shim_id: str) -> None:
     spec.labels.map.add(key=LABEL_SHIM, val=shim_id)
 
 
-def _check_userns(options: pb.NamespaceOption) -> None:
-    userns = options.userns_options
-    if options.HasField("userns_options") and userns.mode != pb.NODE:
+def _check_namespaces(options: pb.NamespaceOption) -> None:
+    field = "linux.security_context.namespace_options"
+    for name in ("network", "pid", "ipc"):
+        mode = getattr(options, name)
+        if mode not in pb.NamespaceMode.values():
+            raise InvalidArgument(f"{field}.{name}: {mode} is none")
+        if mode == pb.CONTAINER and name != "pid":
+            raise Unimplemented(f"{field}.{name}: containers of a pod share this namespace; make it POD")
+    if (options.pid == pb.TARGET) != bool(options.target_id):
+        raise InvalidArgument(f"{field}.target_id: names the container for TARGET, and goes with it alone")
+    if not options.HasField("userns_options"):
+        return
+    users_ = options.userns_options
+    if users_.mode != pb.NODE:
         raise Unimplemented(
-            "linux.security_context.namespace_options.userns_options: Porto can't map a pod's users to a range of the "
-            "node's; leave hostUsers out"
+            f"{field}.userns_options: Porto can't map a pod's users to a range of the node's; leave hostUsers out"
+        )
+    if users_.uids or users_.gids:
+        raise InvalidArgument(f"{field}.userns_options: NODE has no mappings")
+
+
+def _check_port(mapping: pb.PortMapping, field: str) -> None:
+    if mapping.protocol not in pb.Protocol.values():
+        raise InvalidArgument(f"{field}.protocol: {mapping.protocol} is none")
+    for name in ("container_port", "host_port"):
+        if not 0 <= getattr(mapping, name) <= 65535:
+            raise InvalidArgument(f"{field}.{name}: {getattr(mapping, name)} is not in 0..65535")
+    if mapping.host_port and not mapping.container_port:
+        raise InvalidArgument(f"{field}.container_port: host_port needs it")
+    if mapping.host_ip:
+        try:
+            ipaddress.ip_address(mapping.host_ip)
+        except ValueError as err:
+            raise InvalidArgument(f"{field}.host_ip: {mapping.host_ip[:80]!r} is no IP address") from err
+
+
+def check_image(image: pb.ImageSpec, field: str) -> None:
+    """Refuse what names no image.
+
+    :raises InvalidArgument: no name, or a runtime handler that there isn't.
+    """
+    if not image.image:
+        raise InvalidArgument(f"{field}.image: must not be empty")
+    if image.runtime_handler not in HANDLERS:
+        raise InvalidArgument(
+            f"{field}.runtime_handler: no handler {image.runtime_handler[:80]!r}; there is only 'porto'"
         )
 
 
-def _absolute(path: str, field: str, *, empty: bool = False) -> None:
-    if not path and empty:
-        return
-    if not path.startswith("/") or "\0" in path:
+def check_path(path: str, field: str) -> None:
+    """Refuse what is no path of the host's.
+
+    :raises InvalidArgument: not absolute, or not to be written in one line.
+    """
+    if not path.startswith("/"):
         raise InvalidArgument(f"{field}: {path!r} must be an absolute path")
+    _printable(path, field)
 
 
 def _printable(text: str, field: str) -> None:
     if any(ord(character) < 32 for character in text):
         raise InvalidArgument(f"{field}: must not contain control characters")
-
-
-def _words(values: Iterable[str], field: str) -> list[str]:
-    words = list(values)
-    for word in words:
-        if not word or any(character.isspace() or character in ";\0" for character in word):
-            raise InvalidArgument(f"dns_config.{field}: {word!r} must be one word")
-    return words

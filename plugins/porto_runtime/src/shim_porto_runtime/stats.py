@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from shim_core.context import CallContext
 from shim_core.cri.v1 import api_pb2 as pb
-from shim_porto_runtime import container, states
+from shim_porto_runtime import container, resources, states
 from shim_porto_runtime.names import check_id, no_such
 from shim_porto_runtime.records import ContainerRecord, ContainerState, SandboxRecord, SandboxState
 from shim_porto_runtime.samples import Interface, Pressure, Sample, interfaces
@@ -101,7 +101,7 @@ def _of_sandboxes(rt: Runtime, records: Sequence[SandboxRecord]) -> Iterator[pb.
         linux = stats.linux
         sample = samples.get(rt.names.sandbox(record.id))
         if sample is not None:
-            _use(linux, sample, record.config.linux.resources.memory_limit_in_bytes)
+            _use(linux, sample, resources.of_pod(record.limits, record.overhead).memory_limit_in_bytes)
             _network(linux.network, interfaces(sample.root_pid), sample.timestamp)
             linux.process.timestamp = sample.timestamp
             linux.process.process_count.value = sample.processes

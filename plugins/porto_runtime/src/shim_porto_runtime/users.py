@@ -18,6 +18,8 @@ from shim_porto_runtime import rootfs
 MAX_FILE_BYTES = 10 * 1024 * 1024
 MAX_ID = 2**31 - 1
 """Greater ones have wrapped to 0 in other runtimes."""
+MAX_GROUPS = 65535
+"""NGROUPS_MAX, less the primary group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,31 +41,57 @@ class _Account:
     home: str
 
 
-def resolve(security: pb.LinuxContainerSecurityContext, image_user: str, root: str) -> User:
-    """The user of a container.
+Security = pb.LinuxContainerSecurityContext | pb.LinuxSandboxSecurityContext
+_FIELD = "linux.security_context"
+
+
+def check(security: Security) -> None:
+    """Refuse what is no user, whatever the image says.
+
+    :raises InvalidArgument: a field that can't be honoured.
+    """
+    name = getattr(security, "run_as_username", "")
+    if security.HasField("run_as_user"):
+        check_id(security.run_as_user.value, f"{_FIELD}.run_as_user")
+        if name:
+            raise InvalidArgument(f"{_FIELD}.run_as_username: can't be given together with run_as_user")
+    if security.HasField("run_as_group"):
+        check_id(security.run_as_group.value, f"{_FIELD}.run_as_group")
+        if not security.HasField("run_as_user") and not name:
+            raise InvalidArgument(f"{_FIELD}.run_as_group: needs run_as_user beside it")
+    for gid in security.supplemental_groups:
+        check_id(gid, f"{_FIELD}.supplemental_groups")
+    if len(security.supplemental_groups) > MAX_GROUPS:
+        raise InvalidArgument(f"{_FIELD}.supplemental_groups: more than {MAX_GROUPS}")
+    if security.supplemental_groups_policy not in pb.SupplementalGroupsPolicy.values():
+        raise InvalidArgument(f"{_FIELD}.supplemental_groups_policy: {security.supplemental_groups_policy} is none")
+
+
+def resolve(security: Security, image_user: str, root: str) -> User:
+    """The user of a container, or of a sandbox's own process.
 
     CRI: ``run_as_user`` or else ``run_as_username`` or else the image's USER; ``run_as_group`` or else the user's own;
     the groups the image gives the user (policy Merge) and ``supplemental_groups``.
 
-    :param root: the path of the container's root filesystem.
-    :raises InvalidArgument: a field that can't be honoured; a name the image doesn't know; an id out of range.
+    :param security: it has been checked. :param root: the path of the container's root filesystem.
+    :raises InvalidArgument: a name the image doesn't know; an id of the image out of range.
     """
     has_uid = security.HasField("run_as_user")
-    if security.HasField("run_as_group") and not has_uid and not security.run_as_username:
-        raise InvalidArgument("linux.security_context.run_as_group: needs run_as_user or run_as_username beside it")
+    by_name = getattr(security, "run_as_username", "")
     group = ""
     if has_uid:
-        name = str(check_id(security.run_as_user.value, "linux.security_context.run_as_user"))
-    elif security.run_as_username:
-        name = security.run_as_username
+        name = str(security.run_as_user.value)
+    elif by_name:
+        name = by_name
     else:
         name, _, group = image_user.partition(":")
     if security.HasField("run_as_group"):
-        group = str(check_id(security.run_as_group.value, "linux.security_context.run_as_group"))
+        group = str(security.run_as_group.value)
 
-    account = _account(name or "0", root, is_number=has_uid)
+    field = f"{_FIELD}.run_as_username" if by_name else "USER of the image"
+    account = _account(name or "0", root, field, is_number=has_uid)
     gid = account.gid if not group else _group(group, root)
-    groups = {check_id(gid, "linux.security_context.supplemental_groups") for gid in security.supplemental_groups}
+    groups = set(security.supplemental_groups)
     if security.supplemental_groups_policy == pb.Merge and account.name:
         groups |= {found for _, found, members in _groups(root) if account.name in members}
     return User(account.uid, gid, tuple(sorted(groups | {gid})), account.home)
@@ -79,10 +107,10 @@ def check_id(value: int, field: str) -> int:
     return value
 
 
-def _account(name: str, root: str, *, is_number: bool) -> _Account:
+def _account(name: str, root: str, field: str, *, is_number: bool) -> _Account:
     """The account of a name or number; a number the image doesn't know belongs to group 0."""
-    if name.isdecimal() and name.isascii():
-        uid = check_id(int(name), "user of the image")
+    if _is_number(name):
+        uid = check_id(int(name), field)
         for account in _accounts(root):
             if account.uid == uid:
                 return account
@@ -91,16 +119,21 @@ def _account(name: str, root: str, *, is_number: bool) -> _Account:
         for account in _accounts(root):
             if account.name == name:
                 return account
-    raise InvalidArgument(f"user {name[:64]!r}: not in the image's /etc/passwd")
+    raise InvalidArgument(f"{field}: {name[:64]!r} is not in the image's /etc/passwd")
 
 
 def _group(name: str, root: str) -> int:
-    if name.isdecimal() and name.isascii():
-        return check_id(int(name), "group of the image")
+    if _is_number(name):
+        return check_id(int(name), "group of the image's USER")
     for known, gid, _ in _groups(root):
         if known == name:
             return gid
-    raise InvalidArgument(f"group {name[:64]!r}: not in the image's /etc/group")
+    raise InvalidArgument(f"USER of the image: group {name[:64]!r} is not in the image's /etc/group")
+
+
+def _is_number(name: str) -> bool:
+    # More digits than these are out of range anyway, and slow to convert.
+    return name.isdecimal() and name.isascii() and len(name) <= 64
 
 
 def _accounts(root: str) -> Iterator[_Account]:

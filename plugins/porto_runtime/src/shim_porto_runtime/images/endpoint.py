@@ -8,7 +8,7 @@ import urllib.parse
 from shim_core.types import ImageReference, RegistryCredentials, RegistryEndpoint
 from shim_porto_runtime.images.failures import Failure
 from shim_porto_runtime.images.reference import DOCKER_HUB
-from shim_porto_runtime.images.transport import Tls
+from shim_porto_runtime.images.tls import Tls
 
 _HUB_HOST = "registry-1.docker.io"
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _FILE_NAME = "lock"
+_FLOCK = struct.Struct("@hhqqi4x")
+"""``struct flock`` of 64-bit Linux: type, whence, start, length, pid."""
 
 
 class Guard:
@@ -21,22 +24,25 @@ class Guard:
     def __init__(self, directory: Path) -> None:
         self._fd = os.open(directory / _FILE_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._threads = threading.Lock()
-        fcntl.flock(self._fd, fcntl.LOCK_SH)
+        self._lock(fcntl.F_OFD_SETLKW, fcntl.F_RDLCK)
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
         """True when no other process works in the directory; none starts to until the end."""
         with self._threads:
             try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                alone = True
+                self._lock(fcntl.F_OFD_SETLK, fcntl.F_WRLCK)
             except BlockingIOError:
-                alone = False
+                yield False
+                return
             try:
-                yield alone
+                yield True
             finally:
-                # A failed conversion has lost the shared lock as well (flock(2)).
-                fcntl.flock(self._fd, fcntl.LOCK_SH)
+                self._lock(fcntl.F_OFD_SETLKW, fcntl.F_RDLCK)
 
     def close(self) -> None:
         os.close(self._fd)
+
+    def _lock(self, command: int, kind: int) -> None:
+        # Not flock(2): to make its lock exclusive is to give the shared one up first, and another may clean up then.
+        fcntl.fcntl(self._fd, command, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
+import math
 import os
 import secrets
 import threading
@@ -214,7 +215,7 @@ class Layers:
         in_use = set(self._in_use())
         since = time.monotonic() - spare_s
         for layer in self._store.unreferenced_layers():
-            if layer.name in in_use or (spare_s and self._imported.get(layer.diff_id, 0.0) > since):
+            if layer.name in in_use or self._imported.get(layer.diff_id, -math.inf) > since:
                 continue
             with self._alone_with(layer.diff_id):
                 with self._changed:

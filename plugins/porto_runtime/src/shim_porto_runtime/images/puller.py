@@ -26,12 +26,15 @@ from shim_porto_runtime.images.model import ImageRecord, Layer
 from shim_porto_runtime.images.registry import Patience, Registry
 from shim_porto_runtime.images.settings import ImageSettings
 from shim_porto_runtime.images.store import Store
+from shim_porto_runtime.images.tls import TlsContexts
 from shim_porto_runtime.images.transport import Timeouts, Transport
 
 logger = logging.getLogger("shim.porto_runtime.images")
 
 _CLEAN_UP_S = 15.0
 """A pull that fails is answered when its layers under way have gone from the disk, or after this."""
+_STAGGER_S = 0.05
+"""Where a layer comes faster than this, the next ones only keep it from being unpacked."""
 _UNPACKED_MEANWHILE = 6
 """Layers that are on their way to Porto while others are being fetched."""
 
@@ -61,6 +64,7 @@ class Puller:
         self._directory = directory
         self._patience = patience
         self._assembly = assembly
+        self._tls = TlsContexts()
         self._pulls: Flights[str] = Flights("image-pull")
         self._fetches: Flights[Layer] = Flights("image-layer", _CLEAN_UP_S)
 
@@ -76,7 +80,7 @@ class Puller:
 
         :raises errors.ShimError: it can't be had.
         """
-        transport = Transport(Timeouts(progress_s=self._settings.pull_progress_timeout))
+        transport = self._transport()
         try:
             registry = Registry(image, self._hooks, None, transport, context, self._patience)
             fetch_blob(registry, descriptor, path, context, self._settings.pull_progress_timeout)
@@ -88,11 +92,14 @@ class Puller:
         self._pulls.close()
         self._fetches.close()
 
+    def _transport(self) -> Transport:
+        return Transport(Timeouts(progress_s=self._settings.pull_progress_timeout), self._tls)
+
     # -- one pull ------------------------------------------------------------------------------------------------------
 
     def _pull(self, image: ImageReference, auth: RegistryAuth | None, context: CallContext) -> str:
         started = time.monotonic()
-        transport = Transport(Timeouts(progress_s=self._settings.pull_progress_timeout))
+        transport = self._transport()
         try:
             registry = Registry(image, self._hooks, auth, transport, context, self._patience)
             top = registry.resolve(context)
@@ -129,7 +136,7 @@ class Puller:
         missing = list({part.diff_id: part for part in parts if not self._store.layer(part.diff_id)}.values())
         if not missing:
             return 0
-        slots = Slots(self._settings.max_concurrent_downloads)
+        slots = Slots(self._settings.max_concurrent_downloads, _STAGGER_S)
         budget = self._assembly.budget()
 
         def job(part: Part) -> Callable[[CallContext], None]:
@@ -146,11 +153,21 @@ class Puller:
         return len(missing)
 
     def _fetch(self, registry: Registry, part: Part, slots: Slots, context: CallContext) -> Layer:
-        return self._fetches.run(
-            (part.diff_id, part.descriptor.digest),
-            context,
-            lambda own: self._fetch_alone(registry, part, slots, own),
-        )
+        started = False
+
+        def work(own: CallContext) -> Layer:
+            nonlocal started
+            started = True
+            return self._fetch_alone(registry, part, slots, own)
+
+        while True:
+            try:
+                return self._fetches.run((part.diff_id, part.descriptor.digest), context, work)
+            except errors.ShimError:
+                # What another pull can't have, from its registry or with its credentials, we may.
+                if started:
+                    raise
+                context.check()
 
     def _fetch_alone(self, registry: Registry, part: Part, slots: Slots, context: CallContext) -> Layer:
         if (layer := self._store.layer(part.diff_id)) is not None:

@@ -137,6 +137,10 @@ class ImageService:
 
     # -- for the runtime -----------------------------------------------------------------------------------------------
 
+    def images(self) -> Sequence[Image]:
+        """All images there are. From memory."""
+        return list(self._store.index().images.values())
+
     def resolve(self, name: str) -> Image | None:
         """The image of a name, tag, digest or id (12 digits of it will do), if it is here. From memory."""
         index = self._store.index()
@@ -281,7 +285,7 @@ class ImageService:
     def _matching(self, image_filter: pb.ImageFilter) -> Sequence[Image]:
         name = image_filter.image.image
         if not name:
-            return list(self._store.index().images.values())
+            return self.images()
         image = self.resolve(name)
         return [image] if image is not None else []
 
@@ -337,7 +341,8 @@ class ImageService:
     def _keep_up(self) -> None:
         """What can wait until a pull has been answered, in a thread of its own."""
         while not self._stopping:
-            self._wake.wait()
+            # What failed pulls have left is looked for even when nothing else happens.
+            self._wake.wait(_SPARE_S)
             self._wake.clear()
             self._collect(_SPARE_S)
             try:

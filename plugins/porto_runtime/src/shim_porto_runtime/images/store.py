@@ -172,8 +172,11 @@ class Store:
         """An image is complete: all its layers have been added.
 
         :param references: tags and digests that stand for it now, each with its document's digest.
+        :raises errors.Aborted: another process has removed one of them meanwhile.
         """
         with self._writing():
+            if not self.layers().keys() >= set(record.diff_ids):
+                raise errors.Aborted(f"image {record.id}: one of its layers was removed meanwhile; try again")
             self._db.execute(
                 "INSERT INTO images VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET manifest = excluded.manifest,"
                 " from_file = excluded.from_file",

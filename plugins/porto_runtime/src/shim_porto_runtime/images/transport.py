@@ -18,8 +18,9 @@ from types import TracebackType
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from shim_core import __version__, errors
+from shim_core import __version__
 from shim_core.context import CallContext
+from shim_porto_runtime.images.tls import Tls, TlsContexts
 
 USER_AGENT = f"portoshim/{__version__}"
 
@@ -34,38 +35,6 @@ class TransportError(Exception):
 
 class CertificateError(TransportError):
     """The server's certificate, or ours, isn't accepted: trying again won't help."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """How to speak TLS with one endpoint."""
-
-    ca_paths: tuple[str, ...] = ()
-    client_certs: tuple[tuple[str, str], ...] = ()
-    insecure: bool = False
-
-    def without_client_certs(self) -> Tls:
-        return Tls(self.ca_paths, (), self.insecure)
-
-    def context(self) -> ssl.SSLContext:
-        """A context with the system's trust, and these.
-
-        :raises errors.InvalidArgument: a file can't be read; names it.
-        """
-        made = ssl.create_default_context()
-        if self.insecure:
-            made.check_hostname = False
-            made.verify_mode = ssl.CERT_NONE
-        path = ""
-        try:
-            for path in self.ca_paths:
-                made.load_verify_locations(cafile=path)
-            for path, key in self.client_certs:
-                made.load_cert_chain(path, key or None, password="")
-        except (OSError, ssl.SSLError, ValueError) as err:
-            reason = err.strerror if isinstance(err, OSError) and not isinstance(err, ssl.SSLError) else "not valid PEM"
-            raise errors.InvalidArgument(f"the registry's certificate file {path} can't be used: {reason}") from err
-        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +73,11 @@ class _Peer:
 class Transport:
     """Connections to any number of hosts, kept open between requests. Safe to use from many threads."""
 
-    def __init__(self, timeouts: Timeouts) -> None:
+    def __init__(self, timeouts: Timeouts, contexts: TlsContexts) -> None:
         self._timeouts = timeouts
+        self._contexts = contexts
         self._lock = threading.Lock()
         self._idle: dict[_Peer, list[Connection]] = {}
-        self._contexts: dict[Tls, ssl.SSLContext] = {}
         self._closed = False
 
     def get(
@@ -179,7 +148,7 @@ class Transport:
         if peer.scheme == "http":
             connection = HTTPConnection(*where, timeout=timeout_s, socket_options=options)
         else:
-            ssl_context = self._ssl_context(peer.tls)
+            ssl_context = self._contexts.get(peer.tls)
             connection = HTTPSConnection(*where, timeout=timeout_s, socket_options=options, ssl_context=ssl_context)
             if peer.proxy is not None:
                 connection.set_tunnel(peer.host, peer.port, headers=dict(peer.proxy.authorization))
@@ -191,12 +160,6 @@ class Transport:
             way = f" by way of the proxy {peer.proxy.host}:{peer.proxy.port}" if peer.proxy is not None else ""
             raise _failure(err, f"can't connect to {peer}{way}") from err
         return connection
-
-    def _ssl_context(self, tls: Tls) -> ssl.SSLContext:
-        with self._lock:
-            if tls not in self._contexts:
-                self._contexts[tls] = tls.context()
-            return self._contexts[tls]
 
     def _exchange(
         self, connection: Connection, peer: _Peer, target: str, headers: Mapping[str, str], context: CallContext

@@ -10,9 +10,7 @@
  *   -N NSFILE  join this UTS namespace
  *   -P NSFILE  run COMMAND in this PID namespace: as a child, whose signals and exit status are passed on
  *   -M PATH    mask: a file reads as /dev/null, a directory is empty; a path that isn't there is fine
- *   -r PATH    make this mount read-only, those below it stay as they are
  *   -R PATH    make read-only        -W PATH  make writable where Porto made it read-only
- *   -V PATH    make read-only with every mount below it
  *   -O         make the root directory's own mount read-only, after everything else
  *   -d DIR     working directory; made if it is missing (CRI: as the container's root)
  *   -m UMASK   octal                 -l TYPE:SOFT:HARD  resource limit by number
@@ -23,8 +21,8 @@
  *   -v NAME=VALUE   a further variable
  *   -n         no_new_privs
  *
- * Mounts are made in the order of the options. Exit status where COMMAND can't be run, as shells have it: 127 not
- * found, 126 not executable, 125 anything else.
+ * Mounts are made in the order of the options. What can't be set up is told by the name of CRI's field. Exit status
+ * where COMMAND can't be run, as shells have it: 127 not found, 126 not executable, 125 anything else.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -104,7 +102,7 @@ static void mask_path(const char *path) {
     if (stat(path, &st)) {
         if (errno == ENOENT || errno == ENOTDIR)
             return;
-        fail(CANNOT_SET_UP, "masked path %s: %s", path, strerror(errno));
+        fail(CANNOT_SET_UP, "masked_paths: %s: %s", path, strerror(errno));
     }
     int failed;
     if (S_ISDIR(st.st_mode)) {
@@ -112,38 +110,31 @@ static void mask_path(const char *path) {
     } else {
         struct stat null;
         if (stat("/dev/null", &null) || !S_ISCHR(null.st_mode) || null.st_rdev != makedev(1, 3))
-            fail(CANNOT_SET_UP, "masked path %s: /dev/null is not what it should be", path);
+            fail(CANNOT_SET_UP, "masked_paths: %s: /dev/null is not what it should be", path);
         failed = mount("/dev/null", path, NULL, MS_BIND, NULL);
     }
     if (failed)
-        fail(CANNOT_SET_UP, "masked path %s: %s", path, strerror(errno));
+        fail(CANNOT_SET_UP, "masked_paths: %s: %s", path, strerror(errno));
 }
 
-static void readonly_mount(const char *path) {
+static void readonly_mount(const char *path, const char *field) {
     if (mount(NULL, path, NULL, MS_BIND | MS_REMOUNT | MS_RDONLY | kept_flags(path), NULL))
-        fail(CANNOT_SET_UP, "read-only path %s: %s", path, strerror(errno));
+        fail(CANNOT_SET_UP, "%s: %s: %s", field, path, strerror(errno));
 }
 
 static void readonly_path(const char *path) {
     if (mount(path, path, NULL, MS_BIND | MS_REC, NULL)) {
         if (errno == ENOENT || errno == ENOTDIR)
             return;
-        fail(CANNOT_SET_UP, "read-only path %s: %s", path, strerror(errno));
+        fail(CANNOT_SET_UP, "readonly_paths: %s: %s", path, strerror(errno));
     }
-    readonly_mount(path);
+    readonly_mount(path, "readonly_paths");
 }
 
 static void writable_path(const char *path) {
     /* EINVAL: no mount of its own, so Porto has not made it read-only. */
     if (mount(NULL, path, NULL, MS_BIND | MS_REMOUNT | kept_flags(path), NULL) && errno != EINVAL && errno != ENOENT)
         fail(CANNOT_SET_UP, "writable path %s: %s", path, strerror(errno));
-}
-
-static void readonly_tree(const char *path) {
-    struct { uint64_t set, clear, propagation, userns_fd; } attr = {.set = 1 /* MOUNT_ATTR_RDONLY */};
-    enum { SYS_MOUNT_SETATTR = 442 };
-    if (syscall(SYS_MOUNT_SETATTR, AT_FDCWD, path, 0x8000 /* AT_RECURSIVE */, &attr, sizeof attr))
-        fail(CANNOT_SET_UP, "recursive read-only mount %s: %s", path, strerror(errno));
 }
 
 static void wait_for_host(const char *fifo) {
@@ -202,9 +193,9 @@ static void enter_directory(const char *path) {
     if (!chdir(path))
         return;
     if (errno != ENOENT)
-        fail(CANNOT_SET_UP, "working directory %s: %s", path, strerror(errno));
+        fail(CANNOT_SET_UP, "working_dir: %s: %s", path, strerror(errno));
     if (strlen(path) >= sizeof part)
-        fail(CANNOT_SET_UP, "working directory: %s", strerror(ENAMETOOLONG));
+        fail(CANNOT_SET_UP, "working_dir: %s", strerror(ENAMETOOLONG));
     strcpy(part, path);
     for (char *slash = part + 1;; slash++) {
         if (*slash && *slash != '/')
@@ -212,13 +203,13 @@ static void enter_directory(const char *path) {
         char kept = *slash;
         *slash = 0;
         if (mkdir(part, 0755) && errno != EEXIST)
-            fail(CANNOT_SET_UP, "working directory %s: can't be made: %s", path, strerror(errno));
+            fail(CANNOT_SET_UP, "working_dir: %s: can't be made: %s", path, strerror(errno));
         *slash = kept;
         if (!kept)
             break;
     }
     if (chdir(path))
-        fail(CANNOT_SET_UP, "working directory %s: %s", path, strerror(errno));
+        fail(CANNOT_SET_UP, "working_dir: %s: %s", path, strerror(errno));
 }
 
 static void set_limit(char *text) {
@@ -249,11 +240,11 @@ static void set_groups(char *list) {
     size_t count = 0;
     for (char *item = strtok(list, ","); item; item = strtok(NULL, ",")) {
         if (count == MAX_GROUPS)
-            fail(CANNOT_SET_UP, "supplementary groups: more than %d", MAX_GROUPS);
+            fail(CANNOT_SET_UP, "supplemental_groups: more than %d", MAX_GROUPS);
         groups[count++] = number(item, 10, "-G");
     }
     if (setgroups(count, groups))
-        fail(CANNOT_SET_UP, "supplementary groups: %s", strerror(errno));
+        fail(CANNOT_SET_UP, "supplemental_groups: %s", strerror(errno));
 }
 
 static void drop_bounding(uint64_t keep) {
@@ -262,7 +253,7 @@ static void drop_bounding(uint64_t keep) {
             continue;
         /* EINVAL: the kernel has no such capability. */
         if (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) && errno != EINVAL)
-            fail(CANNOT_SET_UP, "bounding set: capability %d: %s", cap, strerror(errno));
+            fail(CANNOT_SET_UP, "capabilities: bounding set: capability %d: %s", cap, strerror(errno));
     }
 }
 
@@ -288,35 +279,35 @@ static void set_capabilities(uint64_t bounding, uint64_t ambient, int loads_filt
         fail(CANNOT_SET_UP, "capabilities: %s", strerror(errno));
     for (int cap = 0; cap <= LAST_POSSIBLE_CAP; cap++)
         if (ambient >> cap & 1 && prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0))
-            fail(CANNOT_SET_UP, "ambient capability %d: %s", cap, strerror(errno));
+            fail(CANNOT_SET_UP, "capabilities: ambient %d: %s", cap, strerror(errno));
 }
 
 static void read_environment(const char *file) {
     struct stat st;
     int fd = open(file, O_RDONLY | O_CLOEXEC);
     if (fd < 0 || fstat(fd, &st))
-        fail(CANNOT_SET_UP, "environment: %s", strerror(errno));
+        fail(CANNOT_SET_UP, "envs: %s", strerror(errno));
     char *text = malloc(st.st_size + 1);
     off_t size = 0;
     for (ssize_t got; text && size < st.st_size; size += got) {
         got = read(fd, text + size, st.st_size - size);
         if (got <= 0)
-            fail(CANNOT_SET_UP, "environment: %s", got ? strerror(errno) : "the file has shrunk");
+            fail(CANNOT_SET_UP, "envs: %s", got ? strerror(errno) : "the file has shrunk");
     }
     close(fd);
     if (!text || clearenv())
-        fail(CANNOT_SET_UP, "environment: %s", strerror(ENOMEM));
+        fail(CANNOT_SET_UP, "envs: %s", strerror(ENOMEM));
     text[size] = 0;
     for (char *item = text; item < text + size; item += strlen(item) + 1)
         if (putenv(item))
-            fail(CANNOT_SET_UP, "environment: %s", strerror(errno));
+            fail(CANNOT_SET_UP, "envs: %s", strerror(errno));
 }
 
 static unsigned short read_filter(const char *file) {
     int fd = open(file, O_RDONLY | O_CLOEXEC);
     ssize_t size = fd < 0 ? -1 : read(fd, filter, sizeof filter);
     if (size <= 0 || size % sizeof filter[0])
-        fail(CANNOT_SET_UP, "seccomp filter: %s", size < 0 ? strerror(errno) : "not a filter");
+        fail(CANNOT_SET_UP, "seccomp: %s", size < 0 ? strerror(errno) : "not a filter");
     close(fd);
     return size / sizeof filter[0];
 }
@@ -356,7 +347,7 @@ int main(int argc, char *argv[]) {
     char *groups = NULL;
     const char *directory = NULL, *pid_namespace = NULL;
 
-    while ((option = getopt(argc, argv, "+e:w:I:N:P:M:r:R:W:V:Od:m:l:u:g:G:b:a:nE:v:S:f:")) != -1) {
+    while ((option = getopt(argc, argv, "+e:w:I:N:P:M:R:W:Od:m:l:u:g:G:b:a:nE:v:S:f:")) != -1) {
         switch (option) {
         case 'e':
             report_fd = open(optarg, O_WRONLY | O_CLOEXEC);
@@ -368,10 +359,8 @@ int main(int argc, char *argv[]) {
         case 'N': join(optarg, CLONE_NEWUTS, "UTS namespace of the pod"); break;
         case 'P': pid_namespace = optarg; break;
         case 'M': mask_path(optarg); break;
-        case 'r': readonly_mount(optarg); break;
         case 'R': readonly_path(optarg); break;
         case 'W': writable_path(optarg); break;
-        case 'V': readonly_tree(optarg); break;
         case 'O': readonly_root = 1; break;
         case 'd': directory = optarg; break;
         case 'm': mask = number(optarg, 8, "-m"); break;
@@ -397,7 +386,7 @@ int main(int argc, char *argv[]) {
     if (directory)
         enter_directory(directory);
     if (readonly_root)
-        readonly_mount("/");
+        readonly_mount("/", "readonly_rootfs");
     if (mask >= 0)
         umask(mask);
     if (groups)
@@ -410,14 +399,14 @@ int main(int argc, char *argv[]) {
     if (uid > 0)
         give_streams(uid);
     if (gid >= 0 && setresgid(gid, gid, gid))
-        fail(CANNOT_SET_UP, "group %ld: %s", gid, strerror(errno));
+        fail(CANNOT_SET_UP, "run_as_group: %ld: %s", gid, strerror(errno));
     if (uid >= 0 && setresuid(uid, uid, uid))
-        fail(CANNOT_SET_UP, "user %ld: %s", uid, strerror(errno));
+        fail(CANNOT_SET_UP, "run_as_user: %ld: %s", uid, strerror(errno));
     if (set_bounding || ambient || program.len)
         set_capabilities(bounding, ambient, program.len && !no_new_privs);
     if (no_new_privs && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
         fail(CANNOT_SET_UP, "no_new_privs: %s", strerror(errno));
     if (program.len && syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, seccomp_flags, &program))
-        fail(CANNOT_SET_UP, "seccomp filter: %s", strerror(errno));
+        fail(CANNOT_SET_UP, "seccomp: %s", strerror(errno));
     run(argv + optind);
 }
