@@ -9,11 +9,18 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for `tools`, with --import-mode=importlib
 
 from tools import stage
+
+# How long an example takes tells how busy the machine is, and nothing of the code.
+hypothesis.settings.register_profile(
+    "portoshim", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("portoshim")
 
 
 @pytest.hookimpl(tryfirst=True)

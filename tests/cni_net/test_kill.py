@@ -14,7 +14,7 @@ import pytest
 from shim_core.errors import ShimError
 from tests.cni_net import driver
 from tests.cni_net.support import REAL_PLUGINS, Node, footprint, settles, until
-from tests.cni_net.test_real_plugins import BANDWIDTH, BRIDGE, FIREWALL, IPV4_BRIDGE, PORTMAP, TUNING
+from tests.cni_net.test_real_plugins import BANDWIDTH, FIREWALL, IPV4_BRIDGE, PORTMAP, TUNING
 
 pytestmark = [
     pytest.mark.root,
@@ -29,9 +29,9 @@ PLUGIN_CALLS = 10
 
 
 @pytest.fixture
-def node(tmp_path: Path, request: pytest.FixtureRequest) -> Node:
+def node(tmp_path: Path) -> Node:
     node = driver.node(tmp_path)
-    node.network(getattr(request, "param", IPV4_BRIDGE), TUNING, BANDWIDTH, FIREWALL, PORTMAP)
+    node.network(IPV4_BRIDGE, TUNING, BANDWIDTH, FIREWALL, PORTMAP)
     return node
 
 
@@ -71,7 +71,6 @@ def _look(node: Node) -> dict[str, Any]:
     return footprint("/var/lib/cni", node.state)
 
 
-@pytest.mark.parametrize("node", [BRIDGE], indirect=True, ids=["both-families"])
 def test_at_any_moment(node: Node, before: dict[str, Any], daemons: driver.Driver) -> None:
     with daemons.daemon() as daemon:
         assert daemon.hear() == "attach"

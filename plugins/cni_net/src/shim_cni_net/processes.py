@@ -8,6 +8,7 @@ configuration, which is named after the container.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -18,6 +19,8 @@ logger = logging.getLogger("shim.cni_net")
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _KILL_WAIT_S = 5.0
+_LOOK_AGAIN_S = 0.05
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def now_ticks() -> int:
@@ -38,7 +41,18 @@ def end_leftovers(container_id: str, since_ticks: int, grace_s: float) -> None:
     """
     kill_at = time.monotonic() + grace_s
     give_up_at = kill_at + _KILL_WAIT_S
-    while found := _find(container_id, since_ticks):
+    while True:
+        try:
+            found = _find(container_id, since_ticks)
+        except OSError as err:
+            # That we can't look doesn't mean that nothing is there.
+            if time.monotonic() < give_up_at:
+                time.sleep(_LOOK_AGAIN_S)
+                continue
+            logger.error("plugin processes for %s can't be looked for: %s", container_id, err.strerror)
+            return
+        if not found:
+            return
         try:
             now = time.monotonic()
             if now < kill_at:
@@ -63,21 +77,38 @@ def _names(found: dict[int, int]) -> str:
 
 
 def _find(container_id: str, since_ticks: int) -> dict[int, int]:
-    """Process ids and descriptors of the plugin processes for a container."""
+    """Process ids and descriptors of the plugin processes for a container.
+
+    :raises OSError: there are no descriptors or no memory left to look for them.
+    """
     found: dict[int, int] = {}
-    for entry in os.listdir("/proc"):
-        if not entry.isdecimal() or int(entry) == os.getpid():
-            continue
-        try:
-            pidfd = os.pidfd_open(int(entry))
-        except OSError:
-            continue  # it has ended, or is a thread
-        # What is read below belongs to the process that the descriptor holds, or to none.
-        if _started_since(entry, since_ticks) and _is_plugin(entry, container_id) and not _wait({0: pidfd}, 0):
-            found[int(entry)] = pidfd
-        else:
+    try:
+        for entry in os.listdir("/proc"):
+            if not entry.isdecimal() or int(entry) == os.getpid():
+                continue
+            try:
+                pidfd = os.pidfd_open(int(entry))
+            except OSError as err:
+                _raise_if_exhausted(err)
+                continue  # it has ended
+            try:
+                # What is read here belongs to the process that the descriptor holds, or to none.
+                if _started_since(entry, since_ticks) and _is_plugin(entry, container_id) and not _wait({0: pidfd}, 0):
+                    found[int(entry)] = pidfd
+            finally:
+                if int(entry) not in found:
+                    os.close(pidfd)
+    except OSError:
+        for pidfd in found.values():
             os.close(pidfd)
+        raise
     return found
+
+
+def _raise_if_exhausted(err: OSError) -> None:
+    """Tell a process that has ended, or isn't ours to look at, from one that we lack the means to look at."""
+    if err.errno in _EXHAUSTED:
+        raise err
 
 
 def _started_since(pid: str, since_ticks: int) -> bool:
@@ -85,7 +116,10 @@ def _started_since(pid: str, since_ticks: int) -> bool:
         with open(f"/proc/{pid}/stat", "rb") as file:
             # The name, in parentheses, may hold anything; the start time is the 20th field after it.
             return int(file.read().rpartition(b")")[2].split()[19]) >= since_ticks
-    except (OSError, IndexError, ValueError):
+    except OSError as err:
+        _raise_if_exhausted(err)
+        return False
+    except (IndexError, ValueError):
         return False
 
 
@@ -97,7 +131,8 @@ def _is_plugin(pid: str, container_id: str) -> bool:
             return True
         with open(f"/proc/{pid}/environ", "rb") as file:
             return f"CNI_CONTAINERID={container_id}".encode() in file.read().split(b"\0")
-    except OSError:
+    except OSError as err:
+        _raise_if_exhausted(err)
         return False
 
 
