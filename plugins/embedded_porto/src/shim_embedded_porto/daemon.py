@@ -49,8 +49,12 @@ def run(options: Options, *, destroy_all: bool = False, parent: int | None = Non
     os.umask(0o022)
     os.chdir("/")
     _raise_file_limit()
-    options.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = os.open(options.state / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        options.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(options.state / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as err:
+        logger.error("can't start: %s: %s", err.filename, err.strerror)
+        return 1
     # One that ends with its parent may find the one before it about to end with the parent before.
     if not _lock(lock, _LOCK_PATIENCE_S if parent is not None else 0.0):
         logger.error("another daemon works with %s: end it first, or give this one another --state", options.state)
