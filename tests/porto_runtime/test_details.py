@@ -87,8 +87,14 @@ def test_open_files_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ours,
         theirs,
         Path(os.devnull).open() as null,
-        subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=null, stderr=null, pass_fds=[ours.fileno()]) as cat,
+        subprocess.Popen(
+            ["cat"], bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=null, pass_fds=[ours.fileno()]
+        ) as cat,
     ):
+        assert cat.stdin is not None
+        assert cat.stdout is not None
+        cat.stdin.write(b"\n")
+        assert cat.stdout.read(1) == b"\n"  # its loader has closed the libraries
         below = tmp_path / "below"
         below.mkdir()
         (tmp_path / "cgroup.procs").write_text("")
