@@ -99,7 +99,7 @@ class Floor:
     def _exec(self, container: str) -> None:
         # As the shim does it: portod destroys it when the connection closes, and nobody waits for that.
         name = f"{container}/e{next(self._numbers)}"
-        made = spec.exec_(name, 0)
+        made = spec.exec_(name, 0, 0)
         made.command_argv.argv.append("/bin/true")
         made.stdout_path = made.stderr_path = made.stdin_path = "/dev/null"
         with self._porto.session() as connection:

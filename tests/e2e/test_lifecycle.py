@@ -75,6 +75,11 @@ def test_version_and_status(node: Node) -> None:
     status = node.cri.Status(pb.StatusRequest(verbose=True))
     assert {c.type: c.status for c in status.status.conditions} == {"RuntimeReady": True, "NetworkReady": True}
     assert json.loads(status.info["porto"])["socket"]
+    assert {handler.name for handler in status.runtime_handlers} == {"", "porto"}
+    for handler in status.runtime_handlers:
+        # Tried in test_mounts.py and test_namespaces.py.
+        assert handler.features == pb.RuntimeHandlerFeatures(recursive_read_only_mounts=True)
+    assert status.features == pb.RuntimeFeatures(supplemental_groups_policy=True, mount_options=True)
     assert node.cri.RuntimeConfig(pb.RuntimeConfigRequest()).linux.cgroup_driver == pb.CGROUPFS
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator
@@ -10,8 +11,11 @@ from typing import Any
 import grpc
 import pytest
 
+from porto_api import Client
 from shim_core.cri.v1 import api_pb2 as pb
+from tests.e2e.cgroups import in_force
 from tests.e2e.pods import Pods, failure, until
+from tests.e2e.test_lifecycle import porto_socket
 from tools.node import Node
 
 pytestmark = pytest.mark.root
@@ -21,6 +25,11 @@ MIB = 1024 * 1024
 
 def linux(**resources: Any) -> pb.LinuxContainerConfig:
     return pb.LinuxContainerConfig(resources=pb.LinuxContainerResources(**resources))
+
+
+def update(pods: Pods, container: str, **resources: Any) -> None:
+    wanted = pb.LinuxContainerResources(**resources)
+    pods.cri.UpdateContainerResources(pb.UpdateContainerResourcesRequest(container_id=container, linux=wanted))
 
 
 @pytest.fixture
@@ -35,14 +44,118 @@ class TestLimits:
         status = pods.exited(container)
         assert (status.exit_code, status.reason) == (137, "OOMKilled")
 
-    def test_update(self, pods: Pods, sandbox: str) -> None:
+    @pytest.mark.parametrize(
+        ("fields", "expected"),
+        [
+            ({}, {"memory": None, "quota_us": None, "processes": None}),
+            ({"memory_limit_in_bytes": 64 * MIB, "memory_swap_limit_in_bytes": 64 * MIB}, {"memory": 64 * MIB}),
+            ({"cpu_quota": 25000, "cpu_period": 50000}, {"quota_us": 25000, "period_us": 50000}),
+            ({"cpu_quota": 25000}, {"quota_us": 25000, "period_us": 100000}),
+            ({"cpu_quota": -1}, {"quota_us": None}),
+            ({"cpu_shares": 2}, {"shares": 2}),
+            ({"cpu_shares": 102}, {"shares": 102}),
+            ({"cpu_shares": 1025}, {"shares": 1025}),
+            ({"cpu_shares": 262144}, {"shares": 262144}),
+            ({"cpuset_cpus": "0", "cpuset_mems": "0"}, {"cpus": "0"}),
+            ({"unified": {"pids.max": "8"}}, {"processes": 8}),
+            ({"unified": {"pids.max": "max"}}, {"processes": None}),
+            ({"unified": {"memory.max": str(32 * MIB)}}, {"memory": 32 * MIB}),
+            ({"unified": {"cpu.max": "30000 60000"}}, {"quota_us": 30000, "period_us": 60000}),
+            ({"unified": {"cpu.max": "max 60000"}}, {"quota_us": None}),
+            ({"unified": {"cpu.weight": "50"}}, {"shares": 512}),
+            ({"unified": {"cpuset.cpus": "0", "cpuset.mems": "0"}}, {"cpus": "0"}),
+            # What kubelet says of every container, on a node with cgroup v2.
+            ({"unified": {"memory.oom.group": "1", "memory.swap.max": "0"}}, {}),
+        ],
+    )
+    def test_are_those_of_the_kernel(
+        self, pods: Pods, node: Node, sandbox: str, fields: dict[str, Any], expected: dict[str, Any]
+    ) -> None:
+        container = pods.container(sandbox, linux=linux(**fields))
+        with Client(porto_socket(node)) as porto:
+            found = dataclasses.asdict(in_force(porto, f"{sandbox}/{container}"))
+        assert {name: found[name] for name in expected} == expected
+
+    def test_huge_pages(self, pods: Pods, node: Node, sandbox: str) -> None:
+        # kubelet names all sizes there are, with 0 for what a container doesn't ask for.
+        none = [pb.HugepageLimit(page_size="2MB", limit=0), pb.HugepageLimit(page_size="1GB", limit=0)]
+        some = [pb.HugepageLimit(page_size="2MB", limit=4 * MIB)]
+        with Client(porto_socket(node)) as porto:
+            limited = "hugetlb" in porto.get_property("/", "cgroups")
+            container = pods.container(sandbox, linux=linux(hugepage_limits=none))
+            assert in_force(porto, f"{sandbox}/{container}").huge_pages == (0 if limited else None)
+            if limited:
+                update(pods, container, hugepage_limits=some)
+                assert in_force(porto, f"{sandbox}/{container}").huge_pages == 4 * MIB
+
+    def test_the_oom_killers_order(self, pods: Pods, sandbox: str) -> None:
+        script = "cat /proc/self/oom_score_adj; exec sleep 1000"
+        container = pods.container(sandbox, "sh", "-c", script, linux=linux(oom_score_adj=321))
+        assert pods.shell(container, "cat /proc/self/oom_score_adj") == "321\n"
+        pods.stop(container)
+        assert pods.log(container) == "321\n"
+
+    @pytest.mark.parametrize(("group", "lives"), [("1", False), ("0", True)])
+    def test_all_processes_or_one_are_killed(self, pods: Pods, sandbox: str, group: str, lives: bool) -> None:
+        script = "(head -c 200m /dev/zero | tail | wc -c); echo lives; sleep 1000"
+        limits = linux(memory_limit_in_bytes=32 * MIB, unified={"memory.oom.group": group})
+        container = pods.container(sandbox, "sh", "-c", script, linux=limits)
+        if lives:
+            until(lambda: "lives" in pods.log(container))
+            assert pods.status(container).state == pb.CONTAINER_RUNNING
+        else:
+            assert pods.exited(container).reason == "OOMKilled"
+
+    def test_update(self, pods: Pods, node: Node, sandbox: str) -> None:
         container = pods.container(
-            sandbox, linux=linux(memory_limit_in_bytes=64 * MIB, cpu_quota=50000, cpu_period=100000)
+            sandbox,
+            linux=linux(memory_limit_in_bytes=64 * MIB, cpu_quota=50000, cpu_period=100000, oom_score_adj=100),
         )
-        wanted = pb.LinuxContainerResources(memory_limit_in_bytes=128 * MIB, cpu_shares=2048)
-        pods.cri.UpdateContainerResources(pb.UpdateContainerResourcesRequest(container_id=container, linux=wanted))
+        # kubelet repeats what has not changed, also what Porto couldn't change now.
+        update(pods, container, memory_limit_in_bytes=128 * MIB, cpu_shares=2048, oom_score_adj=100)
         found = pods.status(container).resources.linux
         assert (found.memory_limit_in_bytes, found.cpu_shares, found.cpu_quota) == (128 * MIB, 2048, 50000)
+        with Client(porto_socket(node)) as porto:
+            now = in_force(porto, f"{sandbox}/{container}")
+            assert (now.memory, now.shares, now.quota_us) == (128 * MIB, 2048, 50000)
+            update(pods, container, cpu_period=50000)
+            assert in_force(porto, f"{sandbox}/{container}").quota_us == 50000
+            update(pods, container, cpu_quota=-1, memory_limit_in_bytes=-1)
+            now = in_force(porto, f"{sandbox}/{container}")
+            assert (now.memory, now.quota_us) == (None, None)
+        assert pods.status(container).resources.linux.memory_limit_in_bytes == -1
+
+    def test_update_before_the_start(self, pods: Pods, sandbox: str) -> None:
+        container = pods.create(sandbox, "cat", "/proc/self/oom_score_adj", linux=linux(oom_score_adj=1))
+        update(pods, container, oom_score_adj=7)
+        pods.exited(pods.start(container))
+        assert pods.log(container) == "7\n"
+
+    @pytest.mark.parametrize(
+        ("fields", "code", "expected"),
+        [
+            ({"oom_score_adj": 5}, "FAILED_PRECONDITION", "linux.oom_score_adj"),
+            ({"memory_limit_in_bytes": 1}, "INVALID_ARGUMENT", "linux.memory_limit_in_bytes"),
+            ({"memory_swap_limit_in_bytes": 64 * MIB}, "UNIMPLEMENTED", "linux.memory_swap_limit_in_bytes"),
+            ({"unified": {"io.max": "x"}}, "UNIMPLEMENTED", "linux.unified"),
+        ],
+    )
+    def test_an_update_that_cannot_be(
+        self, pods: Pods, sandbox: str, fields: dict[str, Any], code: str, expected: str
+    ) -> None:
+        container = pods.container(sandbox)
+        wanted = pb.LinuxContainerResources(**fields)
+        request = pb.UpdateContainerResourcesRequest(container_id=container, linux=wanted)
+        found, text = failure(pods.cri.UpdateContainerResources, request)
+        assert (found, expected in text) == (code, True), text
+
+    def test_no_update_of_what_has_ended(self, pods: Pods, sandbox: str) -> None:
+        container = pods.container(sandbox, "true")
+        pods.exited(container)
+        request = pb.UpdateContainerResourcesRequest(container_id=container)
+        assert failure(pods.cri.UpdateContainerResources, request)[0] == "FAILED_PRECONDITION"
+        request.windows.SetInParent()
+        assert failure(pods.cri.UpdateContainerResources, request)[0] == "UNIMPLEMENTED"
 
     def test_update_is_all_or_nothing(self, pods: Pods, sandbox: str) -> None:
         container = pods.container(sandbox, linux=linux(memory_limit_in_bytes=64 * MIB))
@@ -51,6 +164,35 @@ class TestLimits:
         code, text = failure(pods.cri.UpdateContainerResources, request)
         assert code == "INVALID_ARGUMENT", text
         assert pods.status(container).resources.linux.memory_limit_in_bytes == 64 * MIB
+
+    def test_of_a_pod_from_the_start(self, pods: Pods, node: Node) -> None:
+        config = pods.config()
+        config.linux.resources.MergeFrom(
+            pb.LinuxContainerResources(
+                memory_limit_in_bytes=64 * MIB, cpu_quota=50000, cpu_period=100000, cpu_shares=512
+            )
+        )
+        config.linux.overhead.MergeFrom(
+            pb.LinuxContainerResources(memory_limit_in_bytes=16 * MIB, cpu_quota=10000, cpu_period=50000)
+        )
+        sandbox = pods.run(config)
+        with Client(porto_socket(node)) as porto:
+            found = in_force(porto, sandbox)
+            assert (found.memory, found.quota_us, found.shares) == (80 * MIB, 70000, 512)
+            more = pb.LinuxContainerResources(memory_limit_in_bytes=128 * MIB)
+            request = pb.UpdatePodSandboxResourcesRequest(pod_sandbox_id=sandbox, resources=more)
+            pods.cri.UpdatePodSandboxResources(request)
+            found = in_force(porto, sandbox)
+            assert (found.memory, found.quota_us, found.shares) == (144 * MIB, 70000, 512)
+        stats = pods.cri.PodSandboxStats(pb.PodSandboxStatsRequest(pod_sandbox_id=sandbox)).stats
+        memory = stats.linux.memory
+        assert memory.available_bytes.value == 144 * MIB - memory.working_set_bytes.value
+        request.resources.cpu_period = 1
+        code, text = failure(pods.cri.UpdatePodSandboxResources, request)
+        assert (code, "resources.cpu_period" in text) == ("INVALID_ARGUMENT", True)
+        pods.stop_sandbox(sandbox)
+        request.resources.cpu_period = 0
+        assert failure(pods.cri.UpdatePodSandboxResources, request)[0] == "FAILED_PRECONDITION"
 
     def test_of_a_pod(self, pods: Pods, sandbox: str) -> None:
         wanted = pb.LinuxContainerResources(memory_limit_in_bytes=256 * MIB)
@@ -70,7 +212,19 @@ class TestLimits:
             ({"oom_score_adj": 1001}, "oom_score_adj"),
             ({"cpuset_cpus": "0-"}, "cpuset_cpus"),
             ({"cpuset_cpus": "0;1"}, "cpuset_cpus"),
+            ({"cpuset_cpus": "1-0"}, "cpuset_cpus"),
+            ({"cpuset_cpus": "999"}, "cpuset_cpus"),
+            ({"cpuset_mems": "999"}, "cpuset_mems"),
+            ({"memory_limit_in_bytes": 2**63 - 1}, "memory_limit_in_bytes"),
+            ({"hugepage_limits": [pb.HugepageLimit(page_size="2MB", limit=2**64 - 1)]}, "hugepage_limits"),
             ({"unified": {"pids.max": "many"}}, "unified"),
+            ({"unified": {"pids.max": "0"}}, "unified"),
+            ({"unified": {"pids.max": "9" * 18}}, "unified"),
+            ({"unified": {"memory.max": "0"}}, "unified"),
+            ({"unified": {"cpu.max": "1 2 3"}}, "unified"),
+            ({"unified": {"cpu.max": "max 1"}}, "unified"),
+            ({"unified": {"cpu.weight": "10001"}}, "unified"),
+            ({"unified": {"memory.oom.group": "2"}}, "unified"),
         ],
     )
     def test_values_nobody_can_have(self, pods: Pods, sandbox: str, fields: dict[str, Any], expected: str) -> None:
@@ -82,6 +236,7 @@ class TestLimits:
             {"memory_swap_limit_in_bytes": 64 * MIB},
             {"hugepage_limits": [pb.HugepageLimit(page_size="1GB", limit=1)]},
             {"unified": {"io.max": "x"}},
+            {"unified": {"memory.swap.max": "1048576"}},
         ):
             assert failure(pods.create, sandbox, "true", linux=linux(**fields))[0] == "UNIMPLEMENTED"
 

@@ -47,11 +47,14 @@ def own_pods(own: Node, registry: LocalRegistry) -> Pods:
 
 @pytest.mark.parametrize("end", [Node.stop, Node.kill])
 def test_pods_run_on_and_what_ended_meanwhile_is_known(own: Node, own_pods: Pods, end: Callable[[Node], None]) -> None:
-    sandbox = own_pods.run(annotations={"key": "välue\n"})
+    annotations = {f"example.org/key-{n}": f"välue\n{n}" for n in range(200)} | {"large": "é" * (100 * 1024)}
+    labels = {f"label-{n}": "a b;c=d" for n in range(50)}
+    sandbox = own_pods.run(annotations=annotations, labels=labels)
     before = own_pods.sandbox_status(sandbox)
+    assert (dict(before.annotations), dict(before.labels)) == (annotations, labels)
     stays = own_pods.container(sandbox, "sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); sleep 0.01; done")
     ends = own_pods.container(sandbox, "sh", "-c", "while [ ! -e /dev/shm/go ]; do sleep 0.01; done; echo last; exit 3")
-    created = own_pods.create(sandbox, "true")
+    created = own_pods.create(sandbox, "true", annotations=annotations, labels=labels)
     running = own_pods.status(stays)
     with Client(porto_socket(own)) as porto:
         pid = int(porto.get_property(f"{sandbox}/{ends}", "root_pid"))
@@ -63,7 +66,8 @@ def test_pods_run_on_and_what_ended_meanwhile_is_known(own: Node, own_pods: Pods
     own.start()
     assert own_pods.sandbox_status(sandbox) == before
     assert own_pods.status(stays) == running
-    assert own_pods.status(created).state == pb.CONTAINER_CREATED
+    kept = own_pods.status(created)
+    assert (kept.state, dict(kept.annotations), dict(kept.labels)) == (pb.CONTAINER_CREATED, annotations, labels)
     ended = own_pods.exited(ends)
     assert (ended.exit_code, ended.reason) == (3, "Error")
     assert own_pods.log(ends) == "last\n"

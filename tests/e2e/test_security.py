@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from shim_porto_runtime import capabilities
 
+from porto_api import Client
 from shim_core.cri.v1 import api_pb2 as pb
 from tests.e2e.conftest import pull
 from tests.e2e.pods import Pods, failure
+from tests.e2e.test_lifecycle import porto_socket
 from tools.node import Node
 from tools.registry import LocalRegistry
 
@@ -218,6 +220,68 @@ class TestSeccomp:
         assert (code, "apparmor" in text) == ("UNIMPLEMENTED", True)
         code, text = failure(pods.create, sandbox, "true", linux=linux(selinux_options=pb.SELinuxOption(type="t")))
         assert (code, "selinux" in text) == ("UNIMPLEMENTED", True)
+
+
+class TestThePauseProcess:
+    """A pod's own process is as the pod's security context has it."""
+
+    def status(self, pods: Pods, node: Node, sandbox: str) -> dict[str, str]:
+        with Client(porto_socket(node)) as porto:
+            pid = porto.get_property(f"{sandbox}/pause", "root_pid")
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        found = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        mounts = Path(f"/proc/{pid}/mounts").read_text().splitlines()
+        root = next(line.split()[3] for line in mounts if line.split()[1] == "/")
+        return {**found, "root": root.split(",")[0], "environment": Path(f"/proc/{pid}/environ").read_text()}
+
+    def test_unless_asked(self, pods: Pods, node: Node, sandbox: str) -> None:
+        found = self.status(pods, node, sandbox)
+        # The image has a user.
+        assert (found["Uid"].split()[0], found["Gid"].split()[0], found["Seccomp"]) == ("65535", "65535", "0")
+        assert {found[name] for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb")} == {"0" * 16}
+        assert found["root"] == "rw"
+        assert "PORTO" not in found["environment"]
+
+    def test_as_asked(self, pods: Pods, node: Node) -> None:
+        config = pods.config()
+        security = config.linux.security_context
+        security.run_as_user.value, security.run_as_group.value = 4242, 7
+        security.supplemental_groups.extend([5, 6])
+        security.readonly_rootfs = True
+        # As kubelet has it for every pod.
+        security.seccomp.profile_type = pb.SecurityProfile.RuntimeDefault
+        found = self.status(pods, node, pods.run(config))
+        assert (found["Uid"].split()[0], found["Gid"].split()[0], found["Seccomp"]) == ("4242", "7", "2")
+        assert found["Groups"].split() == ["5", "6", "7"]
+        assert found["root"] == "ro"
+
+    @pytest.mark.parametrize(
+        ("fields", "code", "expected"),
+        [
+            ({"run_as_group": 1}, "INVALID_ARGUMENT", "run_as_group"),
+            ({"run_as_user": -1}, "INVALID_ARGUMENT", "run_as_user"),
+            ({"supplemental_groups": [-1]}, "INVALID_ARGUMENT", "supplemental_groups"),
+            ({"selinux_options": pb.SELinuxOption(level="s0")}, "UNIMPLEMENTED", "selinux_options"),
+            (
+                {"apparmor": pb.SecurityProfile(profile_type=pb.SecurityProfile.Localhost, localhost_ref="x")},
+                "UNIMPLEMENTED",
+                "apparmor",
+            ),
+            (
+                {"seccomp": pb.SecurityProfile(profile_type=pb.SecurityProfile.Localhost, localhost_ref="/not/there")},
+                "INVALID_ARGUMENT",
+                "seccomp",
+            ),
+        ],
+    )
+    def test_what_cannot_be_had(self, pods: Pods, fields: dict[str, Any], code: str, expected: str) -> None:
+        config = pods.config()
+        for name in ("run_as_user", "run_as_group"):
+            if name in fields:
+                getattr(config.linux.security_context, name).value = fields.pop(name)
+        config.linux.security_context.MergeFrom(pb.LinuxSandboxSecurityContext(**fields))
+        found, text = failure(pods.run, config)
+        assert (found, f"linux.security_context.{expected}" in text) == (code, True), text
 
 
 class TestPaths:

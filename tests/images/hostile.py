@@ -159,6 +159,7 @@ class _Server(http.server.ThreadingHTTPServer):
 def _handler(registry: HostileRegistry) -> type[http.server.BaseHTTPRequestHandler]:
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # a body waits for nobody's acknowledgement of its header
 
         def _serve(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", "0"))).decode()

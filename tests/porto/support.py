@@ -154,6 +154,9 @@ def refused(kind: type[errors.PortoError], message: str | None = None) -> Iterat
     """
     with pytest.raises(errors.PortoError) as caught:
         yield
-    assert type(caught.value) is kind, caught.value
-    if message is not None:
-        assert caught.value.message == message
+    error = caught.value
+    found, wanted = (
+        (type(error).__name__, error.message),
+        (kind.__name__, error.message if message is None else message),
+    )
+    assert found == wanted

@@ -99,8 +99,10 @@ def _serve(porto: Porto, ready: int | None) -> bool:
     received: list[int] = []
 
     def end(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        server.stop()
+        # The kernel repeats the signal for each thread of the parent that dies; this may interrupt itself.
+        if not received:
+            received.append(number)
+            server.stop()
 
     # A signal may arrive in another thread, or between two looks: the server waits for this as well.
     signal.set_wakeup_fd(server.waker, warn_on_full_buffer=False)

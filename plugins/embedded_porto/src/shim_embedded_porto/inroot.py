@@ -97,9 +97,12 @@ def make_symlink(root: int, path: str, target: str, uid: int = 0, gid: int = 0) 
         os.close(parent)
 
 
-def make_node(root: int, path: str, mode: int, device: int, uid: int, gid: int) -> None:
+def make_node(
+    root: int, path: str, mode: int, device: int, uid: int, gid: int, *, process: str | int = "/proc/self"
+) -> None:
     """Make a device node, or give the one that is there its permissions.
 
+    :param process: /proc/self, or a descriptor of it where /proc shows other processes.
     :raises FileExistsError: another node is there.
     """
     parent = make_directories(root, os.path.dirname(path))
@@ -113,10 +116,27 @@ def make_node(root: int, path: str, mode: int, device: int, uid: int, gid: int) 
                 raise
         fd = os.open(name, kernel.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
         try:
-            os.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(mode))
+            if isinstance(process, int):
+                os.chmod(f"fd/{fd}", stat.S_IMODE(mode), dir_fd=process)
+            else:
+                os.chmod(f"{process}/fd/{fd}", stat.S_IMODE(mode))
             os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
         finally:
             os.close(fd)
+    finally:
+        os.close(parent)
+
+
+def remove(root: int, path: str) -> None:
+    """Remove a node, a file or a link; fine when there is none."""
+    try:
+        parent = kernel.open_in(root, os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return
+    try:
+        os.unlink(os.path.basename(path), dir_fd=parent)
+    except FileNotFoundError:
+        pass
     finally:
         os.close(parent)
 

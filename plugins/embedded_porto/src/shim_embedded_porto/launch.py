@@ -214,6 +214,7 @@ def _enter_mounts(plan: Plan, fds: list[int], control: socket.socket) -> None:
         os.close(received[0])
         _report(control, {"adopted": True})
         reroot.replace_root(tree, process)
+        _replace_nodes(mounts, process)
         os.close(process)
         kernel.propagate("/", kernel.MS_SHARED | kernel.MS_REC)
     elif "mnt" in plan["join"]:
@@ -221,6 +222,18 @@ def _enter_mounts(plan: Plan, fds: list[int], control: socket.socket) -> None:
     if mounts is not None and not plan["crun"]:
         kernel.unshare(kernel.NEWNS)
         _mount_on_host_root(mounts)
+
+
+def _replace_nodes(mounts: MountPlan, process: int) -> None:
+    root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for path in mounts["unwanted"]:
+            inroot.remove(root, path)
+        for node in mounts["nodes"]:
+            device = (node["mode"], node["device"], node["uid"], node["gid"])
+            inroot.make_node(root, node["path"], *device, process=process)
+    finally:
+        os.close(root)
 
 
 def _mount_on_host_root(mounts: MountPlan) -> None:

@@ -35,6 +35,17 @@ class BindPlan(TypedDict):
     """Who owns what has to be made for the target."""
 
 
+class NodePlan(TypedDict):
+    """A device node."""
+
+    path: str
+    mode: int
+    """With the kind of node."""
+    device: int
+    uid: int
+    gid: int
+
+
 class SymlinkPlan(TypedDict):
     path: str
     target: str
@@ -62,6 +73,10 @@ class MountPlan(TypedDict):
     """An empty directory of the daemon's to work in."""
     unmount: list[str]
     """Mounts crun must not see."""
+    unwanted: list[str]
+    """What crun makes in /dev, and the container mustn't have, or not so."""
+    nodes: list[NodePlan]
+    """What is made in its place."""
 
 
 class CommandPlan(TypedDict):

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,10 +21,11 @@ from shim_embedded_porto.client import Client, process_start
 from shim_embedded_porto.container import Container, Stream
 from shim_embedded_porto.credentials import ROOT
 from shim_embedded_porto.errors import Fault, invalid_value, not_supported, permission, system
-from shim_embedded_porto.plan import BindPlan, CommandPlan, Directory, MountPlan, Plan, StreamPlan
+from shim_embedded_porto.plan import BindPlan, CommandPlan, Directory, MountPlan, NodePlan, Plan, StreamPlan
 from shim_embedded_porto.settings import networks, seccomp
 from shim_embedded_porto.settings import sysctls as kernel_settings
 from shim_embedded_porto.settings.binds import Bind
+from shim_embedded_porto.settings.devices import DEFAULT
 
 _RLIMIT_MAX = (1 << 63) - 1
 _BIND_FLAGS = {
@@ -338,6 +339,8 @@ def _mounts(prepared: Prepared, ct: Container, client: Client, host: Host) -> No
             # The parent has no mounts to hide or to add: what Porto itself sees is the same.
             del plan["join"]["mnt"]
     files = private_files(ct, host.root)
+    if builds and ct.root_readonly:
+        _check_places(ct.root_path, files, [bind.target for bind in binds])
     mounts: MountPlan = {
         "parent_root": "/" if "mnt" in plan["join"] else ct.parent.root_path,
         "root": paths.normal(ct.root),
@@ -350,7 +353,11 @@ def _mounts(prepared: Prepared, ct: Container, client: Client, host: Host) -> No
         "socket": host.socket if ct.access != Access.NONE else "",
         "work": f"{bundle}-files",
         "unmount": [entry.mount for entry in host.cgroups.hierarchies if entry.v2 and not host.cgroups.pure_v2],
+        "unwanted": [],
+        "nodes": [],
     }
+    if builds and not any(paths.inside("/dev", bind.target) for bind in binds):
+        mounts["unwanted"], mounts["nodes"] = _nodes(ct)
     plan["mounts"] = mounts
     if not builds:
         if ct.cgroupfs != "none":
@@ -432,6 +439,50 @@ def _check_root(ct: Container) -> None:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     except OSError as err:
         raise system(err, f"Cannot open {ct.root}") from err
+
+
+def _nodes(ct: Container) -> tuple[list[str], list[NodePlan]]:
+    """What of crun's own device nodes has to go, and what comes in its place."""
+    wanted = {dev.path_inside: dev for dev in ct.effective_devices() if dev.makes_node}
+    unwanted, nodes = ["/dev/core"], []
+    for made in DEFAULT:
+        if made.path_inside not in oci.MADE_BY_CRUN:
+            continue
+        dev = wanted.get(made.path_inside)
+        if dev is not None and replace(dev, access=made.access) == made:
+            continue
+        unwanted.append(made.path_inside)
+        if dev is not None:
+            kind = stat.S_IFBLK if dev.kind == "b" else stat.S_IFCHR
+            nodes.append(
+                NodePlan(
+                    path=dev.path_inside,
+                    mode=kind | dev.mode,
+                    device=os.makedev(dev.major, dev.minor),
+                    uid=dev.uid,
+                    gid=dev.gid,
+                )
+            )
+    return unwanted, nodes
+
+
+def _check_places(root: str, files: Iterable[str], targets: Iterable[str]) -> None:
+    """In a root that is read-only there must be something to bind files over: portod is too late to make it.
+
+    :param targets: where binds go; what is below them isn't the root's.
+    :raises Fault: Unknown, with EROFS.
+    """
+    root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for path in files:
+            if any(paths.inside(path, target) for target in targets):
+                continue
+            try:
+                os.close(kernel.open_in(root_fd, path, kernel.O_PATH))
+            except FileNotFoundError:
+                raise Fault(pb.Unknown, f"mknod({path}, 0100644, 0)", errno.EROFS) from None
+    finally:
+        os.close(root_fd)
 
 
 def _run_directories(root: str) -> list[Directory]:

@@ -48,12 +48,12 @@ def wanted(security: pb.LinuxContainerSecurityContext) -> tuple[frozenset[str], 
 
     :raises InvalidArgument: a name that Linux doesn't have.
     """
-    if security.privileged:
-        return frozenset(NAMES), frozenset()
     capability = security.capabilities
     add = _parse(capability.add_capabilities, "add_capabilities")
     drop = _parse(capability.drop_capabilities, "drop_capabilities")
     ambient = _parse(capability.add_ambient_capabilities, "add_ambient_capabilities")
+    if security.privileged:
+        return frozenset(NAMES), frozenset()
     bounding = set(DEFAULT)
     if "ALL" in add:
         bounding = set(NAMES)

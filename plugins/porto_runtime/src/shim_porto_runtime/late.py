@@ -63,11 +63,10 @@ def attach(pid: int, mounts: Iterable[LateMount]) -> None:
 
 
 def _configure(tree: int, mount: LateMount) -> None:
-    attributes = linux.MOUNT_ATTR_RDONLY if mount.readonly else 0
+    if mount.readonly:
+        linux.set_mount(tree, linux.MOUNT_ATTR_RDONLY, recursive=mount.recursive_read_only)
     for option in mount.options:
-        attributes |= _ATTRIBUTES[option]
-    if attributes:
-        linux.set_mount(tree, attributes, recursive=mount.recursive_read_only)
+        linux.set_mount(tree, _ATTRIBUTES[option])
     if propagation := _PROPAGATION[mount.propagation]:
         linux.set_mount(tree, 0, propagation=propagation, recursive=True)
 

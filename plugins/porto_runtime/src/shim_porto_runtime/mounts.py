@@ -140,8 +140,6 @@ def _check_recursive(mount: pb.Mount, name: str) -> None:
 def _check_image(mount: pb.Mount, name: str) -> None:
     if mount.host_path:
         raise InvalidArgument(f"{name}.host_path: can't be given together with image")
-    if not mount.image.image:
-        raise InvalidArgument(f"{name}.image.image: must not be empty")
     if not mount.readonly:
         raise InvalidArgument(f"{name}.readonly: must be true: an image can't be written to")
     if mount.propagation == pb.PROPAGATION_BIDIRECTIONAL:

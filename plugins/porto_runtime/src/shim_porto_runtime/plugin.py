@@ -25,6 +25,7 @@ from shim_porto_runtime import (
     runtime_status,
     sandbox,
     sandbox_status,
+    spec,
     states,
     stats,
     streaming,
@@ -400,6 +401,7 @@ class PortoRuntime:
 
     @hookimpl
     def cri_pull_image(self, request: pb.PullImageRequest, context: CallContext) -> pb.PullImageResponse:
+        spec.check_handler(request.image.runtime_handler, "image.runtime_handler")
         return self._rt.images.pull_image(request, context)
 
     @hookimpl

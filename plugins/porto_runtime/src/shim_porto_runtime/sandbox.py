@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from porto_api import errors as porto
 from shim_core.context import CallContext
 from shim_core.cri.v1 import api_pb2 as pb
-from shim_core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Unavailable
+from shim_core.errors import AlreadyExists, FailedPrecondition, Unavailable
 from shim_core.types import DnsConfig, NetworkAttachment, NetworkSandbox, PortMapping
 from shim_porto_runtime import devices, namespaces, pause, spec, states
 from shim_porto_runtime.names import check_id, new_id
@@ -31,8 +31,7 @@ def run(rt: Runtime, request: pb.RunPodSandboxRequest, context: CallContext) -> 
     """RunPodSandbox: record, network, Porto container, in this order; undone in reverse if one fails."""
     config = request.config
     spec.check_sandbox(config)
-    if request.runtime_handler not in spec.HANDLERS:
-        raise InvalidArgument(f"runtime_handler: no handler {request.runtime_handler!r}; there is only 'porto'")
+    spec.check_handler(request.runtime_handler, "runtime_handler")
     record = SandboxRecord(
         id=new_id(),
         config=config,

@@ -200,6 +200,9 @@ def check_container(config: pb.ContainerConfig) -> None:
     users.check(security)
     resources.check(config.linux.resources)
     mounts.check(config.mounts)
+    for index, mount in enumerate(config.mounts):
+        if mount.HasField("image"):
+            check_image(mount.image, f"mounts[{index}].image")
     if config.stdin_once and not config.stdin:
         raise InvalidArgument("stdin_once: needs stdin")
     path = PurePosixPath(config.log_path)
@@ -261,10 +264,13 @@ def check_image(image: pb.ImageSpec, field: str) -> None:
     """
     if not image.image:
         raise InvalidArgument(f"{field}.image: must not be empty")
-    if image.runtime_handler not in HANDLERS:
-        raise InvalidArgument(
-            f"{field}.runtime_handler: no handler {image.runtime_handler[:80]!r}; there is only 'porto'"
-        )
+    check_handler(image.runtime_handler, f"{field}.runtime_handler")
+
+
+def check_handler(name: str, field: str) -> None:
+    """:raises InvalidArgument: there is no such runtime handler."""
+    if name not in HANDLERS:
+        raise InvalidArgument(f"{field}: no handler {name[:80]!r}; there is only 'porto'")
 
 
 def check_path(path: str, field: str) -> None:

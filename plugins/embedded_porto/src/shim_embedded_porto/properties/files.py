@@ -238,7 +238,7 @@ def sync_device_nodes(ct: Container) -> None:
             return
         try:
             for path in sorted(ct.device_paths - wanted.keys()):
-                _remove_node(root, path)
+                inroot.remove(root, path)
             for dev in wanted.values():
                 kind = 0o060000 if dev.kind == "b" else 0o020000
                 inroot.make_node(
@@ -251,19 +251,6 @@ def sync_device_nodes(ct: Container) -> None:
         finally:
             os.close(root)
     ct.device_paths = frozenset(wanted)
-
-
-def _remove_node(root: int, path: str) -> None:
-    try:
-        parent = kernel.open_in(root, os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        return
-    try:
-        os.unlink(os.path.basename(path), dir_fd=parent)
-    except FileNotFoundError:
-        pass
-    finally:
-        os.close(parent)
 
 
 class Place(Value):

@@ -182,9 +182,7 @@ def _protocol_counter(name: str, file: str, label: str) -> Computed:
         return str(values[index])
 
     description = f"Net namespace statistics from /proc/net/{file}: <key>: <value>;..."
-    return Computed(
-        name, description, compute, show=text.format_map, indexed=part, runtime_only=True, skip_empty=True
-    )
+    return Computed(name, description, compute, show=text.format_map, indexed=part, runtime_only=True, skip_empty=True)
 
 
 def _parse_protocol(content: str) -> dict[str, int]:

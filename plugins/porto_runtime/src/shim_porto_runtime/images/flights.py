@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -114,14 +113,10 @@ class Slots:
 
         with slots.hold(context):
             ...
-
-    :param stagger_s: who is not alone begins no sooner than this after the one before.
     """
 
-    def __init__(self, count: int, stagger_s: float = 0.0) -> None:
-        self._count = self._free = count
-        self._stagger_s = stagger_s
-        self._last = 0.0
+    def __init__(self, count: int) -> None:
+        self._free = count
         self._condition = threading.Condition()
 
     @contextmanager
@@ -133,11 +128,9 @@ class Slots:
         undo = context.on_cancel(self._wake)
         try:
             with self._condition:
-                while not context.cancelled and (wait_s := self._wait_s()) != 0.0:
-                    self._condition.wait(wait_s)
+                self._condition.wait_for(lambda: self._free or context.cancelled)
                 context.check()
                 self._free -= 1
-                self._last = time.monotonic()
         finally:
             undo()
         try:
@@ -146,14 +139,6 @@ class Slots:
             with self._condition:
                 self._free += 1
                 self._condition.notify()
-
-    def _wait_s(self) -> float | None:
-        """How long to wait for a slot; None: until one is free."""
-        if not self._free:
-            return None
-        if self._free == self._count:
-            return 0.0
-        return max(self._last + self._stagger_s - time.monotonic(), 0.0)
 
     def _wake(self) -> None:
         with self._condition:

@@ -33,8 +33,6 @@ logger = logging.getLogger("shim.porto_runtime.images")
 
 _CLEAN_UP_S = 15.0
 """A pull that fails is answered when its layers under way have gone from the disk, or after this."""
-_STAGGER_S = 0.05
-"""Where a layer comes faster than this, the next ones only keep it from being unpacked."""
 _UNPACKED_MEANWHILE = 6
 """Layers that are on their way to Porto while others are being fetched."""
 
@@ -136,7 +134,7 @@ class Puller:
         missing = list({part.diff_id: part for part in parts if not self._store.layer(part.diff_id)}.values())
         if not missing:
             return 0
-        slots = Slots(self._settings.max_concurrent_downloads, _STAGGER_S)
+        slots = Slots(self._settings.max_concurrent_downloads)
         budget = self._assembly.budget()
 
         def job(part: Part) -> Callable[[CallContext], None]:
