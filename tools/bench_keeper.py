@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from shim_porto_runtime.keeper import KeeperClient
@@ -29,8 +30,11 @@ CONTAINERS = 200
 SECONDS = 10.0
 
 _LINE_BYTES = 100
+_START_S = 60.0
+_END_S = 10.0
 _WRITER = """
 import os, sys, time
+open(f"{sys.argv[1]}.{os.getpid()}", "x").close()
 open(sys.argv[1]).close()
 line = b"x" * 99 + b"\\n"
 due = time.monotonic()
@@ -41,7 +45,7 @@ while due < end:
     due += 0.02
     time.sleep(max(0.0, due - time.monotonic()))
 """
-"""Waits until somebody opens the FIFO, then writes at a steady rate for some seconds."""
+"""Says that it is there, waits until somebody opens the FIFO, then writes at a steady rate for some seconds."""
 
 _RUNTIME = """#!/bin/sh
 [ "$1" = create ] || exit 0
@@ -112,7 +116,7 @@ def _measure(start: _Start, containers: int, seconds: float) -> _Cost:
         os.mkfifo(gate)
         command = [sys.executable, "-I", "-S", "-c", _WRITER, str(gate), str(seconds + 2)]
         with start(directory, containers, command) as processes:
-            time.sleep(2)  # until all of them have started and stand at the gate
+            _wait(lambda: processes() and len(list(directory.glob("gate.*"))) >= containers, _START_S)
             idle = sum(_memory_mb(pid, "Pss:") for pid in processes())
             os.close(os.open(gate, os.O_WRONLY))
             time.sleep(1)
@@ -122,7 +126,6 @@ def _measure(start: _Start, containers: int, seconds: float) -> _Cost:
             spent, took = sum(map(_processor_s, pids)) - before, time.monotonic() - began
             payload_mb = (_payload_bytes(directory) - logged) / 1e6
             pss, rss = (sum(_memory_mb(pid, key) for pid in pids) for key in ("Pss:", "Rss:"))
-            time.sleep(3)  # until the writers have ended by themselves
         return _Cost(idle, pss, rss, spent * 1000 / payload_mb * 10, payload_mb / took)
 
 
@@ -161,30 +164,55 @@ def _conmon(directory: Path, count: int, command: list[str]) -> Iterator[Callabl
     runtime.write_text(_RUNTIME.format(command=" ".join([*command[:3], str(writer), *command[5:]])))
     runtime.chmod(0o755)
     pid_files = [directory / f"{number}.conmon" for number in range(count)]
-    try:
+
+    def processes() -> list[int]:
+        # One in a thousand ends before its container begins, when the runtime is as quick as this one.
         for number, pid_file in enumerate(pid_files):
-            container_id = f"bench{number}"
-            options = {
-                "--api-version": "1",
-                "--cid": container_id,
-                "--cuuid": container_id,
-                "--name": container_id,
-                "--bundle": str(bundle),
-                "--runtime": str(runtime),
-                "--log-path": f"k8s-file:{directory / f'{number}.log'}",
-                "--container-pidfile": str(directory / f"{number}.pid"),
-                "--conmon-pidfile": str(pid_file),
-                "--exit-dir": str(directory),
-                "--socket-dir-path": str(directory),
-            }
-            words = [word for pair in options.items() for word in pair]
-            subprocess.run(["conmon", *words], check=True, stderr=subprocess.DEVNULL)
-        pids = [int(pid_file.read_text()) for pid_file in pid_files]
-        yield lambda: pids
+            if not pid_file.exists() or _has_ended(int(pid_file.read_text())):
+                start(number, pid_file)
+        return [int(pid_file.read_text()) for pid_file in pid_files]
+
+    def start(number: int, pid_file: Path) -> None:
+        container_id = f"bench{number}"
+        options = {
+            "--api-version": "1",
+            "--cid": container_id,
+            "--cuuid": container_id,
+            "--name": container_id,
+            "--bundle": str(bundle),
+            "--runtime": str(runtime),
+            "--log-path": f"k8s-file:{directory / f'{number}.log'}",
+            "--container-pidfile": str(directory / f"{number}.pid"),
+            "--conmon-pidfile": str(pid_file),
+            "--exit-dir": str(directory),
+            "--socket-dir-path": str(directory),
+        }
+        words = [word for pair in options.items() for word in pair]
+        subprocess.run(["conmon", *words], check=True, stderr=subprocess.DEVNULL)
+
+    try:
+        yield processes
     finally:
         for pid_file in (*directory.glob("*.pid"), *pid_files):  # containers first: conmon ends with its own
             with contextlib.suppress(OSError, ValueError):
-                os.kill(int(pid_file.read_text()), signal.SIGKILL)
+                pid = int(pid_file.read_text())
+                os.kill(pid, signal.SIGKILL)
+                _wait(partial(_has_ended, pid), _END_S)
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def _wait(condition: Callable[[], object], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() >= deadline:
+            raise TimeoutError(f"it has not come to that within {timeout_s:g} s")
+        time.sleep(0.01)
 
 
 def _payload_bytes(directory: Path) -> int:

@@ -15,17 +15,35 @@ from shim_core import __version__, cli, config, daemon, errors, hookimpl, log, t
 from shim_core.testing import CriClient
 from shim_core.types import Command
 
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command in this process: an interpreter takes longer to start than all that the command does."""
+    monkeypatch.setattr(log, "set_up_stderr", lambda **_: None)  # it is this process's
+
+    def run_here(*arguments: str) -> subprocess.CompletedProcess[str]:
+        try:
+            code = cli.main(arguments)
+        except SystemExit as end:
+            assert isinstance(end.code, int)
+            code = end.code
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    return run_here
+
+
+def run_apart(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "shim_core.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
 def test_version() -> None:
-    assert run("--version").stdout == f"portoshim {__version__}\n"
+    assert run_apart("--version").stdout == f"portoshim {__version__}\n"
 
 
-def test_the_default_configuration_is_a_configuration(tmp_path: Path) -> None:
+def test_the_default_configuration_is_a_configuration(run: Run, tmp_path: Path) -> None:
     printed = run("config", "default")
     assert printed.returncode == 0, printed.stderr
     path = tmp_path / "portoshim.yaml"
@@ -37,7 +55,7 @@ def test_the_default_configuration_is_a_configuration(tmp_path: Path) -> None:
     assert f"ConfigPath: {path}" in dumped.stdout
 
 
-def test_a_portoshim_yaml_of_the_go_program_works_unchanged(tmp_path: Path) -> None:
+def test_a_portoshim_yaml_of_the_go_program_works_unchanged(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "portoshim.yaml"
     path.write_text(
         """
@@ -87,7 +105,7 @@ Images:
         ("{", "not valid YAML"),
     ],
 )
-def test_a_mistake_is_named_and_ends_with_2(tmp_path: Path, text: str, expected: str) -> None:
+def test_a_mistake_is_named_and_ends_with_2(run: Run, tmp_path: Path, text: str, expected: str) -> None:
     path = tmp_path / "portoshim.yaml"
     path.write_text(text)
     for command in (["config", "dump"], []):
@@ -98,19 +116,28 @@ def test_a_mistake_is_named_and_ends_with_2(tmp_path: Path, text: str, expected:
         assert "Traceback" not in done.stderr
 
 
-def test_a_missing_file_is_a_mistake_when_it_was_named(tmp_path: Path) -> None:
+def test_a_mistake_is_one_line_of_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "portoshim.yaml"
+    path.write_text("CNI: {BinDir: relative}")
+    done = run_apart("--config", str(path))
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "CNI.BinDir" in done.stderr
+
+
+def test_a_missing_file_is_a_mistake_when_it_was_named(run: Run, tmp_path: Path) -> None:
     done = run("--config", str(tmp_path / "none.yaml"), "config", "dump")
     assert done.returncode == 2
     assert "no such file" in done.stderr
 
 
-def test_single_dashes_are_taken_as_by_the_go_program(tmp_path: Path) -> None:
+def test_single_dashes_are_taken_as_by_the_go_program(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "portoshim.yaml"
     path.write_text("")
     assert run("-config", str(path), "-debug", "config", "dump").returncode == 0
 
 
-def test_the_socket_option_wins(tmp_path: Path) -> None:
+def test_the_socket_option_wins(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "portoshim.yaml"
     path.write_text("Portoshim: {Socket: /run/one.sock}")
     done = run("--config", str(path), "--socket", "/run/two.sock", "config", "dump")
@@ -138,7 +165,7 @@ def test_sigterm_ends_it_also_when_it_was_started_with_sigterm_blocked(tmp_path:
             process.kill()
 
 
-def test_plugins_are_listed_with_distribution_version_and_hooks() -> None:
+def test_plugins_are_listed_with_distribution_version_and_hooks(run: Run) -> None:
     done = run("plugins")
     assert done.returncode == 0, done.stderr
     for name in ("porto_runtime", "cni_net", "registry_auth", "streaming", "embedded_porto"):
@@ -147,7 +174,7 @@ def test_plugins_are_listed_with_distribution_version_and_hooks() -> None:
     assert "    network_attach\n" in done.stdout
 
 
-def test_secrets_are_not_dumped(tmp_path: Path) -> None:
+def test_secrets_are_not_dumped(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "portoshim.yaml"
     path.write_text("Images: {Registries: [{Host: a.example, AuthToken: S3CR3T}]}")
     done = run("--config", str(path), "config", "dump")
@@ -155,21 +182,21 @@ def test_secrets_are_not_dumped(tmp_path: Path) -> None:
     assert "S3CR3T" not in done.stdout + done.stderr
 
 
-def test_plugins_bring_commands() -> None:
+def test_plugins_bring_commands(run: Run) -> None:
     assert "    images  " in run("--help").stdout
     done = run("images", "--help")
     assert done.returncode == 0
     assert done.stdout.startswith("usage: portoshim images")
 
 
-def test_help_does_not_depend_on_the_configuration(tmp_path: Path) -> None:
+def test_help_does_not_depend_on_the_configuration(run: Run, tmp_path: Path) -> None:
     done = run("--config", str(tmp_path / "none.yaml"), "--help")
     assert done.returncode == 0
     assert "    config  " in done.stdout
     assert run("--config", str(tmp_path / "none.yaml"), "images", "list").returncode == 2
 
 
-def test_a_command_that_no_plugin_brings(tmp_path: Path) -> None:
+def test_a_command_that_no_plugin_brings(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "portoshim.yaml"
     path.write_text("Plugins: {Disabled: [porto_runtime]}")
     done = run("--config", str(path), "images", "list")
@@ -198,7 +225,7 @@ def main_with(monkeypatch: pytest.MonkeyPatch, *brought: Brings) -> Callable[...
     manager = testing.manager(**{f"p{number}": plugin for number, plugin in enumerate(brought)})
     assembly = daemon.Assembly(config.parse({}, []), manager, ())
     monkeypatch.setattr(daemon, "assemble", lambda _: assembly)
-    monkeypatch.setattr(log, "set_up_stderr", lambda **_: None)  # it is this process's
+    monkeypatch.setattr(log, "set_up_stderr", lambda **_: None)
     return lambda *argv: cli.main(argv)
 
 

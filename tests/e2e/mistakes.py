@@ -38,7 +38,7 @@ class Mistake:
         text = self.change
         for word, value in (
             ("SOURCE", around.sources["plain"]), ("FILE", around.file), ("IMAGE", around.data_image),
-            ("BROKEN", around.directory / "broken.json"), ("CDI", CDI_KIND),
+            ("BROKEN", around.directory / "broken.json"), ("KIND", CDI_KIND),
         ):  # fmt: skip
             text = text.replace(word, str(value))
         text_format.Merge(text, case.config)
@@ -160,10 +160,11 @@ MISTAKES = (
     _mount("uidMappings", NEVER, "uidMappings { length: 1 }"),
     _mount("gidMappings", NEVER, "gidMappings { length: 1 }"),
     _mount("mount_options", NEVER, 'mount_options: "noexec" mount_options: "sync"'),
-    _mount("image", MISSING, 'image { image: "nowhere.example/x:1" }'),
-    _mount("image.image", INVALID, "image { }"),
-    _mount("image_sub_path", MISSING, 'image { image: "IMAGE" } image_sub_path: "no"'),
-    _mount("image_sub_path", INVALID, 'image { image: "IMAGE" } image_sub_path: "../x"'),
+    _mount("image", MISSING, 'image { image: "nowhere.example/x:1" } readonly: true'),
+    _mount("image.image", INVALID, "image { } readonly: true"),
+    _mount("readonly", INVALID, 'image { image: "IMAGE" }'),
+    _mount("image_sub_path", MISSING, 'image { image: "IMAGE" } readonly: true image_sub_path: "no"'),
+    _mount("image_sub_path", INVALID, 'image { image: "IMAGE" } readonly: true image_sub_path: "../x"'),
     _mount("image_sub_path", INVALID, 'image_sub_path: "x"'),
     _device("host_path", INVALID, 'host_path: "/dev/none" container_path: "/dev/none"'),
     _device("host_path", NEVER, 'host_path: "FILE" container_path: "/dev/file"'),
@@ -171,8 +172,8 @@ MISTAKES = (
     _device("container_path", NEVER, 'host_path: "/dev/fuse" container_path: "/fuse"'),
     _device("container_path", INVALID, 'host_path: "/dev/fuse" container_path: "/dev/null"'),
     Mistake("CDI_devices", INVALID, 'CDI_devices { name: "x" }'),
-    Mistake("CDI_devices", MISSING, 'CDI_devices { name: "CDI=none" }'),
-    Mistake("CDI_devices", NEVER, 'CDI_devices { name: "CDI=bad" }'),
+    Mistake("CDI_devices", MISSING, 'CDI_devices { name: "KIND=none" }'),
+    Mistake("CDI_devices", NEVER, 'CDI_devices { name: "KIND=bad" }'),
     Mistake("annotations", INVALID, 'annotations { key: "cdi.k8s.io/y" value: "x" }'),
     # -- resources
     _resource("memory_limit_in_bytes", INVALID, "memory_limit_in_bytes: 4096"),

@@ -33,7 +33,7 @@ def script(probes: Sequence[str] = (), then: str = "") -> str:
         "p input; $B readlink /proc/$$/fd/0",
     ]
     for number, probe in enumerate(probes):
-        lines.append(f"p probe{number}; ( {probe} ) 2>&1; echo; echo ended $?")
+        lines.append(f"p probe{number}; ( {probe} ) 2>&1; r=$?; echo; echo ended $r")
     return "\n".join([*lines, f"echo; echo {END}", then])
 
 

@@ -234,28 +234,22 @@ _ACCOUNTS: dict[str, tuple[int, int, set[int], bytes]] = {
 
 def user(draw: Draw, case: Case) -> None:
     security = case.security
-    name = draw(st.sampled_from(("root", "web", "")))
-    if name:
-        uid, gid, member, home = _ACCOUNTS[name]
+    name = draw(st.sampled_from(("root", "web", "", None)))
+    if name == "":
+        uid, gid, member, home = draw(st.sampled_from((1, 4242, 65534, 2**31 - 1))), 0, set[int](), b"/"
     else:
-        uid, gid, member, home = draw(st.sampled_from((1, 4242, 65534, 2**31 - 1))), 0, set(), b"/"
+        uid, gid, member, home = _ACCOUNTS[name or "root"]
     if name and draw(st.booleans()):
         security.run_as_username = name
-    else:
+    elif name is not None:
         security.run_as_user.value = uid
-    if draw(st.booleans()):
+    if name is not None and draw(st.booleans()):
         gid = draw(st.sampled_from((0, 7, 100, 2**31 - 1)))
         security.run_as_group.value = gid
     _groups(draw, case, gid, member)
     case.variables.setdefault(b"HOME", home)
     case.checks.append(lambda seen: _equal(seen.view.ids("Uid"), [uid] * 4, "uid"))
     case.checks.append(lambda seen: _equal(seen.status.user.linux.uid, uid, "status.user"))
-
-
-def groups(draw: Draw, case: Case) -> None:
-    """Without naming a user: root."""
-    if not case.security.HasField("run_as_user") and not case.security.run_as_username:
-        _groups(draw, case, 0, set())
 
 
 def _groups(draw: Draw, case: Case, gid: int, member: set[int]) -> None:
@@ -497,7 +491,7 @@ def image_mount(draw: Draw, case: Case) -> None:
         return
     case.targets.add("/image")
     sub_path = draw(st.sampled_from(("", "dir")))
-    mount = case.config.mounts.add(container_path="/image", image_sub_path=sub_path, readonly=draw(st.booleans()))
+    mount = case.config.mounts.add(container_path="/image", image_sub_path=sub_path, readonly=True)
     mount.image.image = case.around.data_image
     mount.mount_options.extend(draw(st.lists(st.sampled_from(("noexec", "nosuid", "nodev")), unique=True)))
     case.probe("$B cat /image/file", lambda output, _: output == ("below" if sub_path else "top"))
@@ -586,7 +580,7 @@ def log(draw: Draw, case: Case) -> None:
 
 
 WISHES: tuple[Wish, ...] = (
-    arguments, variables, directory, terminal, stop_signal, metadata, user, groups, capability, new_privileges, seccomp,
+    arguments, variables, directory, terminal, stop_signal, metadata, user, capability, new_privileges, seccomp,
     apparmor, readonly_root, paths, processes, mounts, single_file, image_mount, devices, cdi, limits, log, privileged,
 )  # fmt: skip
 

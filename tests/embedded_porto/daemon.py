@@ -58,10 +58,24 @@ class Daemon:
             *("--state", str(self.state), "--cgroup", self.cgroup, "--log", str(self.log), *options),
         ]
 
-    def start(self) -> None:
-        """Start it; returns when it answers."""
+    @property
+    def trigger(self) -> Path:
+        """The file that has a crashing daemon count its calls."""
+        return self.directory / "trigger"
+
+    def start(self, *, crashing: bool = False) -> None:
+        """Start it; returns when it answers.
+
+        :param crashing: one that ends by itself at a moment to be chosen, see :mod:`tests.embedded_porto.crashing`.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.process = subprocess.Popen(self.command("--log-level", "DEBUG"))
+        command = self.command("--log-level", "DEBUG")
+        environment = None
+        if crashing:
+            module = command.index("shim_embedded_porto")
+            command[module : module + 1] = ["tests.embedded_porto.crashing", str(self.trigger)]
+            environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        self.process = subprocess.Popen(command, env=environment)
         deadline = time.monotonic() + _START_TIMEOUT_S
         while True:
             try:

@@ -10,8 +10,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from shim_embedded_porto import daemon
 from shim_embedded_porto.plugin import EmbeddedPorto, EmbeddedPortoSection
 from shim_embedded_porto.supervisor import Supervisor
 
@@ -102,3 +105,34 @@ def test_without_embedded_it_does_nothing() -> None:
     plugin.shim_startup()
     assert plugin.runtime_endpoint() is None
     plugin.shim_shutdown()
+
+
+def test_a_signal_that_comes_again_while_it_is_handled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel sends it once for each thread of a parent that is killed."""
+    stopped: list[int] = []
+
+    class Server:
+        def __init__(self, _porto: object) -> None:
+            _, self.waker = os.pipe2(os.O_NONBLOCK)
+
+        def listen(self) -> None: ...
+
+        def run(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+        def stop(self) -> None:
+            stopped.append(len(stopped))
+            if len(stopped) < 5:
+                signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(daemon, "Server", Server)
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    porto = SimpleNamespace(events=SimpleNamespace(run=lambda: None), options=SimpleNamespace(socket="x"))
+    try:
+        assert not daemon._serve(cast("Any", porto), None)
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    assert stopped == [0]

@@ -11,10 +11,35 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shim_porto_runtime.images import layers
 
 from tests.images.fakeporto import FakePorto
 from tests.images.support import MakeNode, Node, entry, open_node
 from tools.registry import LocalRegistry
+from tools.scratch import scratch
+
+
+@pytest.fixture(autouse=True)
+def _nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer that no record knows isn't one that another process records any moment."""
+    monkeypatch.setattr(layers, "_OTHER_PROCESS_S", 0.05)
+
+
+@pytest.fixture(scope="session")
+def fast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory in memory, where the stage has one that layers can be in: everything here is synced all the time."""
+    with scratch(os.environ.get("SHIM_STAGE_DIR")) as directory:
+        try:
+            os.setxattr(directory, "user.test", b"x")  # before Linux 6.6 tmpfs has none
+        except OSError:
+            directory = tmp_path_factory.mktemp("images")
+        yield directory
+
+
+@pytest.fixture
+def tmp_path(fast: Path) -> Iterator[Path]:
+    with scratch(str(fast)) as directory:
+        yield directory
 
 
 @pytest.fixture
@@ -45,14 +70,14 @@ def make_node(tmp_path: Path) -> Iterator[MakeNode]:
 
 
 @pytest.fixture(scope="session")
-def registries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., LocalRegistry]]:
+def registries(fast: Path) -> Iterator[Callable[..., LocalRegistry]]:
     """Registries by their options, started when first asked for: ``registries(auth="token")``."""
     started: dict[str, LocalRegistry] = {}
 
     def get(**options: Any) -> LocalRegistry:
         key = repr(sorted(options.items()))
         if key not in started:
-            registry = LocalRegistry(tmp_path_factory.mktemp("registry"), **options)
+            registry = LocalRegistry(fast / f"registry-{len(started)}", **options)
             registry.start()
             started[key] = registry
         return started[key]

@@ -8,8 +8,6 @@ import pytest
 
 from tools import bench_keeper
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.mark.skipif(shutil.which("conmon") is None, reason="conmon isn't installed")
 def test_a_few_dozen_containers_cost_less_than_with_conmon() -> None:

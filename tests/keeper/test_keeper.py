@@ -70,7 +70,6 @@ def test_a_very_long_line(node: Node) -> None:
     assert node.stats.resident_bytes < 20_000_000
 
 
-@pytest.mark.slow
 def test_a_line_of_a_gigabyte(node: Node) -> None:
     size = 1024 * 1024 * 1024
     process = node.run(node.open(), "sh", "-c", f"head -c {size} /dev/zero; echo end")

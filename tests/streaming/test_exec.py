@@ -240,7 +240,8 @@ def test_a_child_in_the_background_does_not_hold_the_session(harness: Harness, p
 
 
 @pytest.mark.parametrize("protocol", BOTH)
-def test_a_chatty_child_in_the_background_does_not_hold_it_either(harness: Harness, protocol: str) -> None:
+def test_a_chatty_child_in_the_background_does_not_hold_it_either(serve: Callable[..., Harness], protocol: str) -> None:
+    harness = serve(limits=limits(drain_total_s=0.5))
     client = start(harness, protocol, "sh", "-c", "(while echo more; do sleep 0.05; done) & exit 6")
     assert client.exit_code(10) == 6
 

@@ -242,7 +242,7 @@ def test_a_flood_of_connections_keeps_nobody_out(serve: Serve) -> None:
 
 
 def test_answers_that_are_not_taken_hold_nothing(serve: Serve) -> None:
-    harness = serve(limits=limits(head_timeout_s=0.3))
+    harness = serve(limits=limits(head_timeout_s=0.3, linger_s=0.3))
     before = open_descriptors()
     socks = [socket.create_connection(("127.0.0.1", harness.port), timeout=5) for _ in range(20)]
     for sock in socks:

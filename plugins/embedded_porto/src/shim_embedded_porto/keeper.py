@@ -3,7 +3,7 @@
 It forks containers' first processes, runs crun for those that need a root built, and reaps. It knows nothing of what
 a container is: the daemon sends plans (:mod:`plan`) and hears what became of them, and when a container has ended. An
 end the daemon hasn't acknowledged is told again when it connects the next time. With no daemon and nothing left to
-look after the keeper ends.
+look after the keeper ends; it leaves word of such ends in files.
 
 One thread, so that forking is safe; few imports, since every container shares its memory.
 """
@@ -106,6 +106,8 @@ class Keeper:
                         self._hear(launch_)
             self._reap()
             if self._daemon is None and not self._launches and not self._tasks:
+                for end in self._ends.values():
+                    self._leave_word(end)
                 os.unlink(self._path)
                 return
 
@@ -329,6 +331,13 @@ class Keeper:
         end = {"key": key, "status": launch.decode(status) if encoded else status, "time": time.time()}
         self._ends[key] = end
         self._tell({"tell": "ended", **end})
+
+    def _leave_word(self, end: dict[str, Any]) -> None:
+        path = f"{os.path.dirname(self._path)}/exits/{end['key']}"
+        fd = os.open(f"{path}.new", os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        os.write(fd, json.dumps(end).encode())
+        os.close(fd)
+        os.rename(f"{path}.new", path)
 
 
 def _crun_error(bundle: str) -> dict[str, Any]:

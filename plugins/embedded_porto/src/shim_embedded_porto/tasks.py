@@ -145,16 +145,19 @@ class Tasks:
         """Look after a process whose keeper is gone: its end is noticed, its status only if it left one."""
         self._orphans.add(task.key, task.wait_pid)
 
-    def recorded_end(self, key: str) -> int | None:
-        """The wait status a task has left in its exit file, if any."""
+    def recorded_end(self, key: str) -> End | None:
+        """What a task, or the keeper in its stead, has left in its exit file, if anything."""
         try:
-            text = self._exit_path(key).read_text()
-            return launch.decode(int(text)) if text else None
-        except (OSError, ValueError):
+            path = self._exit_path(key)
+            text = path.read_text()
+            if text.startswith("{"):
+                return End(**json.loads(text))
+            return End(key, launch.decode(int(text)), path.stat().st_mtime) if text else None
+        except (OSError, ValueError, TypeError):
             return None
 
     def exit_keys(self) -> list[str]:
-        """The starts that have an exit file."""
+        """The starts that have an exit file, and what was left half written."""
         return [path.name for path in self._exits.iterdir()]
 
     def _exit_path(self, key: str) -> Path:
@@ -239,7 +242,7 @@ class Tasks:
         self._on_loss()
 
     def _orphan_ended(self, key: str) -> None:
-        self._on_end(End(key, self.recorded_end(key) or 0, time.time()))
+        self._on_end(self.recorded_end(key) or End(key, 0, time.time()))
 
 
 class _Pending:

@@ -79,7 +79,8 @@ def status_of(record: ContainerRecord) -> pb.ContainerStatus:
         annotations=config.annotations,
         mounts=config.mounts,
         log_path=record.log_path,
-        stop_signal=signals.cri(record.stop_signal),
+        # Some signals have two names.
+        stop_signal=config.stop_signal or signals.cri(record.stop_signal),
     )
     if record.process:
         status.user.linux.uid = record.process["uid"]

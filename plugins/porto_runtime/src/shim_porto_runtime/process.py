@@ -20,6 +20,9 @@ from shim_porto_runtime import capabilities
 from shim_porto_runtime.users import User
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+MAX_WORD_BYTES = 128 * 1024 - 1
+"""What Linux takes for one argument or variable (execve(2))."""
+
 HELPER_DIRECTORY = "/.portoshim"
 """Where a container sees the directory with portoshim-init and its FIFOs, read-only."""
 
@@ -106,6 +109,8 @@ def command(config: pb.ContainerConfig, image: ImageConfig) -> list[str]:
 
     :raises InvalidArgument: neither config nor image names a command.
     """
+    for field in ("command", "args"):
+        _text(getattr(config, field), field)
     from_image = [*image.entrypoint, *(config.args or image.cmd)]
     argv = [*config.command, *config.args] if config.command else from_image
     if not argv or not argv[0]:
@@ -127,7 +132,8 @@ def environment(config: pb.ContainerConfig, image: ImageConfig, user: User, host
         if separator and name and "\0" not in item:
             variables[name] = value.encode("utf-8", "surrogateescape")
     for pair in config.envs:
-        if not _ENV_NAME.fullmatch(pair.key) or b"\0" in pair.value:
+        size = len(pair.key.encode()) + 1 + len(pair.value)
+        if not _ENV_NAME.fullmatch(pair.key) or b"\0" in pair.value or size > MAX_WORD_BYTES:
             raise InvalidArgument(f"envs[{pair.key[:64]!r}]: no environment can hold this")
         variables[pair.key] = pair.value
     return variables
@@ -209,6 +215,8 @@ def _text(argv: Iterable[str], field: str) -> tuple[str, ...]:
     words = tuple(argv)
     if any("\0" in word for word in words):
         raise InvalidArgument(f"{field}: must not contain a NUL byte")
+    if any(len(word.encode()) > MAX_WORD_BYTES for word in words):
+        raise InvalidArgument(f"{field}: a word has more than {MAX_WORD_BYTES} bytes, which no program can be given")
     return words
 
 

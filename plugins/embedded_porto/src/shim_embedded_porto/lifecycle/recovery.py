@@ -102,14 +102,15 @@ def _sync(porto: Porto, ct: Container, state: str) -> None:
 def _bury_dead(porto: Porto, ct: Container) -> None:
     """Its process has ended while nobody looked; perhaps it has left word."""
     key = ct.task.key
-    end = next((end for end in porto.tasks.ends if end.key == key), None)
-    status = end.status if end is not None else porto.tasks.recorded_end(key) if key else None
-    if status is not None:
+    end = next((end for end in porto.tasks.ends if end.key == key), None) or (
+        porto.tasks.recorded_end(key) if key else None
+    )
+    if end is not None:
         stop.collect_oom(porto, ct)
-        ct.exit_status = status
+        ct.exit_status = end.status
         ct.assigned.add("exit_status")
-    killed = bool(status) and ct.oom_is_fatal and bool(ct.oom_events or ct.oom_kills)
-    logger.info("%s has ended meanwhile, status %s", ct.name, "unknown" if status is None else hex(status))
+    killed = end is not None and bool(end.status) and ct.oom_is_fatal and bool(ct.oom_events or ct.oom_kills)
+    logger.info("%s has ended meanwhile, status %s", ct.name, "unknown" if end is None else hex(end.status))
     stop.reap(porto, ct, out_of_memory=killed, died=end.time if end is not None else 0.0)
 
 
