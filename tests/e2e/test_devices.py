@@ -143,11 +143,11 @@ class TestByName:
     def specs(self, node: Node) -> Iterator[Path]:
         """The directory of the node's CDI files."""
         directory = node.directory / "cdi"
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)
+        before = set(directory.iterdir())
         yield directory
-        for file in directory.iterdir():
+        for file in set(directory.iterdir()) - before:
             file.unlink()
-        directory.rmdir()
 
     @pytest.fixture
     def describe(self, specs: Path) -> Callable[..., None]:

@@ -321,10 +321,18 @@ def test_a_layer_of_somebody_else_is_left_alone(node: Node, registry: LocalRegis
     empty.write_bytes(bytes(10240))
     node.client.import_layer(name, str(empty), private_value="mine", compress="tar")
     pulled = node.pull(f"{registry.address}/{repository}")
-    assert pulled.layers[0] == f"{name}.2"
+    assert pulled.layers[0] == f"{name}.{node.service._store.instance}"
     remove(node, pulled.id)
     assert node.layer_names() == {name}
     node.client.remove_layer(name)
+
+
+def test_any_number_of_shims_share_a_place(make_node: MakeNode, registry: LocalRegistry, repository: str) -> None:
+    """Earlier ones whose state is gone are such shims as well."""
+    images.push(app("shared"), registry, repository)
+    shims = [make_node({"Registries": [entry(registry)]}, state=f"shim-{number}") for number in range(11)]
+    pulled = [shim.pull(f"{registry.address}/{repository}") for shim in shims]
+    assert len({image.layers[0] for image in pulled}) == 11
 
 
 def test_a_layer_that_porto_has_lost(make_node: MakeNode, registry: LocalRegistry, repository: str) -> None:

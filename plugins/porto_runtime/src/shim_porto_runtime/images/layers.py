@@ -135,7 +135,7 @@ class Layers:
         token = CancelToken()
         undo = context.on_cancel(token.cancel)
         try:
-            for name in _names(diff_id):
+            for name in _names(diff_id, self._store.instance):
                 for _ in range(2):
                     try:
                         self._porto.import_layer(
@@ -325,9 +325,10 @@ def boot_id() -> str:
     return _BOOT_ID.read_text().strip()
 
 
-def _names(diff_id: str) -> list[str]:
+def _names(diff_id: str, instance: str) -> list[str]:
+    """What a layer may be called. Other shims, and earlier ones whose state is gone, have layers in the place too."""
     base = NAME_PREFIX + digests.hex_of(diff_id)
-    return [base, *(f"{base}.{number}" for number in range(2, _MAX_NAMES))]
+    return [base, f"{base}.{instance}", *(f"{base}.{instance}.{number}" for number in range(2, _MAX_NAMES))]
 
 
 def _diff_id_of(name: str) -> str:
