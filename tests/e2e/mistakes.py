@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from google.protobuf import text_format
 from hypothesis import strategies as st
@@ -27,9 +27,11 @@ class Mistake:
     """Fields of the security context that it takes the place of."""
     pods: tuple[str, ...] = PODS
     """Where it is one."""
+    privileged: bool = True
+    """Whether it is one in a privileged container, too."""
 
     def apply(self, case: Case) -> None:
-        if case.pod not in self.pods:
+        if case.pod not in self.pods or (case.security.privileged and not self.privileged):
             return
         for name in self.instead_of:
             case.security.ClearField(name)
@@ -65,6 +67,12 @@ def _namespace(field: str, code: str, change: str, pods: tuple[str, ...] = PODS)
 
 def _profile(field: str, code: str, change: str) -> Mistake:
     return _security(field, code, f"{field} {{ {change} }}", field)
+
+
+def _file(reference: str) -> Mistake:
+    """A seccomp profile that can't be read: nobody reads it for a privileged container."""
+    made = _profile("seccomp", INVALID, f'profile_type: Localhost localhost_ref: "{reference}"')
+    return replace(made, privileged=False)
 
 
 def _mount(field: str, code: str, change: str) -> Mistake:
@@ -130,8 +138,8 @@ MISTAKES = (
     _security("apparmor_profile", INVALID, 'apparmor_profile: "x"'),
     _profile("seccomp", INVALID, 'profile_type: Unconfined localhost_ref: "/x"'),
     _profile("seccomp", INVALID, "profile_type: 7"),
-    _profile("seccomp", INVALID, 'profile_type: Localhost localhost_ref: "/not/there"'),
-    _profile("seccomp", INVALID, 'profile_type: Localhost localhost_ref: "BROKEN"'),
+    _file("/not/there"),
+    _file("BROKEN"),
     _security("masked_paths", INVALID, 'masked_paths: "relative"'),
     _security("readonly_paths", INVALID, 'readonly_paths: "/a/../b"'),
     # -- namespaces

@@ -11,6 +11,7 @@ import pytest
 
 from shim_core.cri.v1 import api_pb2 as pb
 from tests.e2e.pods import Pods, failure
+from tests.e2e.view import parse, script
 from tools.node import Node
 
 pytestmark = pytest.mark.root
@@ -78,12 +79,31 @@ class TestProcesses:
         assert namespace(pods, debugger, "pid") == namespace(pods, target, "pid")
         assert "sleep 4713" in pods.shell(debugger, "ps -o args")
         pods.shell(debugger, "ls /proc/1/root/bin/busybox")
+        # What is protected in every container is so in the other one's /proc as well, and for whoever comes later.
+        for _ in range(2):
+            found = parse(pods.shell(debugger, script())).mounts
+            assert [mount.point for mount in found].count("/proc") == 2, "Porto's and the target's"
+            last = {mount.point: mount for mount in found}
+            assert {"ro" in last[f"/proc/{name}"].options for name in ("sys", "irq", "bus")} == {True}
         # Its own exit status, and its signals, are as any other's.
         quick = pods.container(sandbox, "sh", "-c", "exit 7", linux=linux(pid=pb.TARGET, target_id=target))
         assert pods.exited(quick).exit_code == 7
         pods.stop(debugger, timeout=5)
         assert pods.status(debugger).exit_code in (137, 143)
         assert pods.status(target).state == pb.CONTAINER_RUNNING
+
+    def test_of_another_container_without_what_is_masked(self, pods: Pods, sandbox: str) -> None:
+        target = pods.container(sandbox, linux=linux(pid=pb.CONTAINER))
+        wanted = linux(pid=pb.TARGET, target_id=target)
+        wanted.security_context.masked_paths.extend(["/proc/bus", "/proc/cpuinfo"])
+        wanted.security_context.readonly_paths.append("/proc/fs")
+        debugger = pods.container(sandbox, linux=wanted)
+        for _ in range(2):
+            assert pods.shell(debugger, "ls /proc/bus | wc -l; wc -c < /proc/cpuinfo") == "0\n0\n"
+        assert " /proc/fs ro," in pods.shell(debugger, "awk '{print \"\", $5, $6}' /proc/self/mountinfo")
+        mount = pb.Mount(container_path="/proc/cpuinfo", host_path="/etc/hostname")
+        code, text = failure(pods.create, sandbox, "true", linux=linux(pid=pb.TARGET, target_id=target), mounts=[mount])
+        assert (code, "mounts[0].container_path" in text) == ("UNIMPLEMENTED", True)
 
     def test_of_one_that_cannot_be_joined(self, pods: Pods, sandbox: str) -> None:
         elsewhere = pods.container(pods.run())

@@ -195,7 +195,7 @@ def _create(
         sandbox_directory=rt.directories.sandbox(owner.id),
         volumes_directory=volumes_directory,
         image_volumes=image.config.volumes,
-        resolve_image=lambda wanted: _image(rt, wanted).id,
+        resolve_image=lambda wanted, field: _image(rt, wanted, field).id,
         host_ipc=owner.config.linux.security_context.namespace_options.ipc == pb.NODE,
     )
     root = rt.directories.root(record.id)
@@ -230,7 +230,11 @@ def _create(
         process.build(config, image.config, user),
         has_term="TERM" in variables,
         join=process.join_options(joined, has_filter=bool(filter_), flags=profile.flags if profile else 0),
-        setup=(*checks.path_options(security), *(["-O"] if security.readonly_rootfs else [])),
+        setup=(
+            *(["-p"] if "pid" in joined else []),
+            *checks.path_options(security),
+            *(["-O"] if security.readonly_rootfs else []),
+        ),
     )
     rt.records.containers.update(
         record.id,
@@ -251,10 +255,10 @@ def _nodes(config: pb.ContainerConfig, edits: cdi.Edits) -> list[devices.Node]:
     return list((nodes | edits.nodes).values())
 
 
-def _image(rt: Runtime, name: str) -> Image:
+def _image(rt: Runtime, name: str, field: str = "mounts") -> Image:
     image = rt.images.resolve(name)
     if image is None:
-        raise NotFound(f"mounts: the image {name!r} is not in the store; pull it first")
+        raise NotFound(f"{field}: {name!r} is not in the store; pull it first")
     return image
 
 

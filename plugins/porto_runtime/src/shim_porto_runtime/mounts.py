@@ -164,14 +164,14 @@ def plan(
     sandbox_directory: Path,
     volumes_directory: Path,
     image_volumes: Iterable[str],
-    resolve_image: Callable[[str], str],
+    resolve_image: Callable[[str, str], str],
     host_ipc: bool,
 ) -> Plan:
     """The mounts of a container, as far as they are known before its root filesystem is.
 
     :param wanted: as :func:`named` gives them.
     :param volumes_directory: host directory for what this container's volumes hold.
-    :param resolve_image: image name → image id.
+    :param resolve_image: image name, and the field that has it → image id.
     :raises InvalidArgument, FailedPrecondition, NotFound: a mount can't be made; the message names it.
     """
     result = Plan([helper(str(helper_directory))])
@@ -199,11 +199,13 @@ def plan(
     return result
 
 
-def _entry(mount: pb.Mount, name: str, image_path: str, resolve_image: Callable[[str], str], below: _Below) -> Entry:
+def _entry(
+    mount: pb.Mount, name: str, image_path: str, resolve_image: Callable[[str, str], str], below: _Below
+) -> Entry:
     target = clean(mount.container_path)
     options = tuple(sorted(set(mount.mount_options)))
     if mount.HasField("image"):
-        image = ImageMount(resolve_image(mount.image.image), image_path, mount.image_sub_path)
+        image = ImageMount(resolve_image(mount.image.image, f"{name}.image"), image_path, mount.image_sub_path)
         return Entry(name, image_path, target, readonly=True, options=options, image=image)
     source = _source(mount.host_path, name)
     bidirectional = mount.propagation == pb.PROPAGATION_BIDIRECTIONAL

@@ -203,6 +203,8 @@ def check_container(config: pb.ContainerConfig) -> None:
     for index, mount in enumerate(config.mounts):
         if mount.HasField("image"):
             check_image(mount.image, f"mounts[{index}].image")
+        if security.namespace_options.pid == pb.TARGET and mounts.clean(mount.container_path).startswith("/proc/"):
+            raise Unimplemented(f"mounts[{index}].container_path: not over the /proc of a target container")
     if config.stdin_once and not config.stdin:
         raise InvalidArgument("stdin_once: needs stdin")
     path = PurePosixPath(config.log_path)

@@ -8,7 +8,8 @@
  *   -w FIFO    wait here until the other side has opened and closed it: the host still has mounts to make
  *   -I NSFILE  join this IPC namespace
  *   -N NSFILE  join this UTS namespace
- *   -P NSFILE  run COMMAND in this PID namespace: as a child, whose signals and exit status are passed on
+ *   -P NSFILE  join this PID namespace: COMMAND is a child, whose signals and exit status are passed on
+ *   -p         mount its /proc, protected as Porto protects that of a container
  *   -M PATH    mask: a file reads as /dev/null, a directory is empty; a path that isn't there is fine
  *   -R PATH    make read-only        -W PATH  make writable where Porto made it read-only
  *   -O         make the root directory's own mount read-only, after everything else
@@ -160,8 +161,6 @@ static void enter_pid_namespace(const char *file) {
     if (!child) {
         sigprocmask(SIG_SETMASK, &before, NULL);
         prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
-        if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
-            fail(CANNOT_SET_UP, "/proc of the target container: %s", strerror(errno));
         return;
     }
     if (report_fd >= 0)
@@ -186,6 +185,16 @@ static void enter_pid_namespace(const char *file) {
                 _exit(WEXITSTATUS(status));
             }
     }
+}
+
+static void mount_proc(void) {
+    if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
+        fail(CANNOT_SET_UP, "/proc of the target container: %s", strerror(errno));
+    readonly_path("/proc/sys");
+    readonly_path("/proc/irq");
+    readonly_path("/proc/bus");
+    readonly_path("/proc/sysrq-trigger");
+    mask_path("/proc/kcore");
 }
 
 static void enter_directory(const char *path) {
@@ -263,10 +272,12 @@ static void drop_bounding(uint64_t keep) {
  * without no_new_privs keeps SYS_ADMIN until then, so that the filter has to allow nothing but execve.
  */
 static void set_capabilities(uint64_t bounding, uint64_t ambient, int loads_filter) {
+    /* What the node itself hasn't got, nobody gets. */
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct data[2];
     if (syscall(SYS_capget, &header, data))
         fail(CANNOT_SET_UP, "capabilities: %s", strerror(errno));
+    ambient &= data[0].permitted | (uint64_t)data[1].permitted << 32;
     uint64_t keep = geteuid() == 0 ? bounding | ambient : ambient;
     if (loads_filter)
         keep |= 1ULL << CAP_SYS_ADMIN;
@@ -345,9 +356,9 @@ int main(int argc, char *argv[]) {
     struct sock_fprog program = {.filter = filter};
     unsigned seccomp_flags = 0;
     char *groups = NULL;
-    const char *directory = NULL, *pid_namespace = NULL;
+    const char *directory = NULL;
 
-    while ((option = getopt(argc, argv, "+e:w:I:N:P:M:R:W:Od:m:l:u:g:G:b:a:nE:v:S:f:")) != -1) {
+    while ((option = getopt(argc, argv, "+e:w:I:N:P:pM:R:W:Od:m:l:u:g:G:b:a:nE:v:S:f:")) != -1) {
         switch (option) {
         case 'e':
             report_fd = open(optarg, O_WRONLY | O_CLOEXEC);
@@ -357,7 +368,8 @@ int main(int argc, char *argv[]) {
         case 'w': wait_for_host(optarg); break;
         case 'I': join(optarg, CLONE_NEWIPC, "IPC namespace of the pod"); break;
         case 'N': join(optarg, CLONE_NEWUTS, "UTS namespace of the pod"); break;
-        case 'P': pid_namespace = optarg; break;
+        case 'P': enter_pid_namespace(optarg); break;
+        case 'p': mount_proc(); break;
         case 'M': mask_path(optarg); break;
         case 'R': readonly_path(optarg); break;
         case 'W': writable_path(optarg); break;
@@ -381,8 +393,6 @@ int main(int argc, char *argv[]) {
     if (optind >= argc)
         fail(CANNOT_SET_UP, "portoshim-init: no command");
 
-    if (pid_namespace)
-        enter_pid_namespace(pid_namespace);
     if (directory)
         enter_directory(directory);
     if (readonly_root)
