@@ -224,7 +224,7 @@ def footprint(*directories: Path | str) -> dict[str, Any]:
 
 def settles(expected: Mapping[str, Any], *directories: Path | str) -> dict[str, Any]:
     """The footprint, once it is as expected or has had the time to: the kernel removes interfaces by and by."""
-    until(lambda: footprint(*directories) == expected, timeout_s=10.0)
+    until(lambda: footprint(*directories) == expected, timeout_s=30.0)
     return footprint(*directories)
 
 

@@ -187,10 +187,10 @@ def test_status(three: list[FakePlugin], plugins: Plugins, version: str, asked: 
 def test_garbage_collection_goes_on_after_an_error(three: list[FakePlugin], plugins: Plugins) -> None:
     three[0].on("GC", "exit 1")
     valid = [("c" * 64, "eth0")]
-    [failure] = chain.collect_garbage(network("1.1.0"), valid, plugins, 10, CONTEXT)
+    [failure] = chain.collect_garbage(network("1.1.0"), valid, plugins, 10, CONTEXT, "gc")
     assert failure.call.plugin == "a"
     assert list(commands(three)) == [("a", "GC"), ("b", "GC"), ("c", "GC")]
     assert three[2].calls()[0].stdin["cni.dev/valid-attachments"] == [{"containerID": "c" * 64, "ifname": "eth0"}]
-    assert chain.collect_garbage(network("1.0.0"), valid, plugins, 10, CONTEXT) == []
-    assert chain.collect_garbage(network("1.1.0", disableGC=True), valid, plugins, 10, CONTEXT) == []
+    assert chain.collect_garbage(network("1.0.0"), valid, plugins, 10, CONTEXT, "gc") == []
+    assert chain.collect_garbage(network("1.1.0", disableGC=True), valid, plugins, 10, CONTEXT, "gc") == []
     assert len(list(commands(three))) == 3

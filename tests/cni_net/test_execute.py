@@ -19,7 +19,7 @@ from shim_cni_net.execute import MAX_STDOUT_BYTES, Call, PluginError, Plugins, o
 from shim_core import testing
 from tests.cni_net.support import until
 
-CALL = Call("p", "net", "ADD", "c" * 64, "/run/netns/x", "eth0", "A=1;B=2")
+CALL = Call("p", "net", "ADD", "c" * 64, "/run/netns/x", "eth0", "A=1;B=2", operation="c" * 64)
 
 
 @pytest.fixture
@@ -68,6 +68,7 @@ def test_environment_input_and_output(bin_dir: Path) -> None:
         "HTTPS_PROXY": "proxy",
         "CNI_COMMAND": "ADD",
         "CNI_CONTAINERID": "c" * 64,
+        "PORTOSHIM_CNI_OPERATION": "c" * 64,
         "CNI_NETNS": "/run/netns/x",
         "CNI_IFNAME": "eth0",
         "CNI_ARGS": "A=1;B=2",

@@ -21,7 +21,7 @@ ID = "d" * 64
 
 @contextmanager
 def plugin(shell: str, container_id: str = ID) -> Iterator[subprocess.Popen[bytes]]:
-    environment = {**os.environ, "CNI_CONTAINERID": container_id}
+    environment = {**os.environ, **processes.environment(container_id)}
     with subprocess.Popen(["sh", "-c", f"echo; {shell}"], env=environment, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()

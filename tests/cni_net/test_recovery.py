@@ -13,6 +13,7 @@ from shim_cni_net import networking
 from shim_core import hookimpl
 from shim_core.cri.v1 import api_pb2 as pb
 from shim_core.errors import Unavailable
+from tests.cni_net import driver
 from tests.cni_net.support import RESULT, FakePlugin, Node, sandbox, until
 
 pytestmark = pytest.mark.root
@@ -193,6 +194,27 @@ def test_garbage_is_collected_at_start_with_the_attachments_there_are(
     assert call.stdin["cni.dev/attachments"] == valid
     assert call.path == str(node.bin)
     assert (call.container_id, call.netns, call.ifname, call.args) == ("", "", "", "")
+
+
+def test_a_collection_that_a_killed_daemon_has_left_is_ended_before_pods_come(tmp_path: Path) -> None:
+    """It would take the addresses of those that it knows nothing of."""
+    node = driver.node(tmp_path)
+    node.network("fake", version="1.1.0")
+    fake = node.fake()
+    with node:
+        pass
+    pids = fake.path.with_name("pids")
+    fake.on("GC", f"sleep 1000 & echo $$ $! > {pids}.tmp; mv {pids}.tmp {pids}; wait")
+    daemons = driver.Driver(tmp_path)
+    with daemons.daemon() as daemon:
+        assert until(pids.exists)
+        daemon.kill()
+    daemons.close()
+    processes = [Path("/proc", pid) for pid in pids.read_text().split()]
+    assert all(process.exists() for process in processes)
+    fake.on("GC", None)
+    with node:
+        assert until(lambda: not any(process.exists() for process in processes))
 
 
 @pytest.mark.parametrize(("version", "keys"), [("1.1.0", {"disableGC": True}), ("1.0.0", {})])

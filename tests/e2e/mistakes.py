@@ -160,6 +160,12 @@ MISTAKES = (
     _mount("container_path", INVALID, 'container_path: "/sys/not-there"'),
     _mount("container_path", INVALID, 'container_path: "/.portoshim"'),
     Mistake(".container_path", INVALID, 'mounts { container_path: "/2" host_path: "SOURCE" } ' * 2),
+    Mistake(
+        ".container_path",
+        INVALID,
+        'mounts { container_path: "/ro" host_path: "SOURCE" readonly: true }'
+        ' mounts { container_path: "/ro/not/there" host_path: "SOURCE" }',
+    ),
     _mount("host_path", INVALID, 'host_path: ""'),
     _mount("host_path", INVALID, 'host_path: "FILE/x"'),
     _mount("propagation", INVALID, "propagation: PROPAGATION_BIDIRECTIONAL"),

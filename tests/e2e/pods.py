@@ -44,6 +44,10 @@ class Pods:
         self._configs[sandbox] = config
         return sandbox
 
+    def adopt(self, sandbox: str, config: pb.PodSandboxConfig) -> None:
+        """Put containers into a sandbox that was made otherwise."""
+        self._configs[sandbox] = config
+
     def create(self, sandbox: str, *command: str, name: str | None = None, **fields: Any) -> str:
         """CreateContainer; the container's id."""
         name = name or f"c{next(_numbers)}"

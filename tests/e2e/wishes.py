@@ -60,9 +60,11 @@ class Surroundings:
             subprocess.run(["mount", "-t", "tmpfs", "-o", options, "any", str(path)], check=True)
             subprocess.run(["mount", "--make-shared" if name == "shared" else "--make-private", str(path)], check=True)
             (path / "marker").write_text(name.partition(" ")[0] + "\n")
-        below = self.sources["nested"] / "below"
-        below.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0777", "any", str(below)], check=True)
+            below = path / "below"
+            below.mkdir()
+            if name == "nested":
+                subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0777", "any", str(below)], check=True)
+            (below / "here").mkdir()  # to be mounted over, where everything is read-only
         rule = {"names": ["chmod", "fchmod", "fchmodat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38}
         self.seccomp.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}))
         (self.directory / "broken.json").write_text("{")
@@ -539,7 +541,8 @@ def limits(draw: Draw, case: Case) -> None:
         elif name == "quota":
             period = draw(st.sampled_from((1000, 50000, 100000, 1000000)))
             quota = draw(st.sampled_from((1000, 12345, 100000)))
-            if quota <= period * (os.cpu_count() or 1):
+            # More than there is would be what there is; with hardly any the container would tell us too late.
+            if period // 4 <= quota <= period * (os.cpu_count() or 1):
                 resources.cpu_quota, resources.cpu_period = quota, period
                 expected["quota_us"], expected["period_us"] = quota, period
         elif name == "shares":

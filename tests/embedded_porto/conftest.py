@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from porto_api import Client
-from tests.embedded_porto.daemon import Daemon
+from tests.embedded_porto.daemon import Daemon, eventually
 from tools import images
 
 
@@ -23,7 +23,7 @@ def daemon() -> Iterator[Daemon]:
         assert made.cgroups() == []
         assert made.mounts() == []
         assert not made.state.exists()
-        assert made.keeper_pid() == 0
+        eventually(lambda: not made.keeper_pid())
 
 
 @pytest.fixture

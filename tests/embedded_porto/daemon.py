@@ -63,6 +63,12 @@ class Daemon:
         """The file that has a crashing daemon count its calls."""
         return self.directory / "trigger"
 
+    def arm(self, call: int) -> None:
+        """Have a crashing daemon count from now on."""
+        whole = self.trigger.with_suffix(".new")
+        whole.write_text(str(call))
+        whole.rename(self.trigger)
+
     def start(self, *, crashing: bool = False) -> None:
         """Start it; returns when it answers.
 
@@ -115,14 +121,14 @@ class Daemon:
 
     def keeper_pid(self) -> int:
         """The process that is the parent of all containers; 0: there is none."""
-        wanted = str(self.state / "keeper.socket")
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
+        for path in Path("/proc").glob("[0-9]*"):
             try:
-                arguments = path.read_bytes().split(b"\0")
+                if (path / "comm").read_text() == "porto-keeper\n":
+                    log = os.readlink(path / "fd/2").removesuffix(" (deleted)")
+                    if log == str(self.state / "keeper.log"):
+                        return int(path.name)
             except OSError:
                 continue
-            if wanted.encode() in arguments and b"-c" in arguments:
-                return int(path.parent.name)
         return 0
 
     def cgroups(self) -> list[str]:

@@ -130,7 +130,7 @@ def test_a_signal_that_comes_again_while_it_is_handled(monkeypatch: pytest.Monke
     before = [signal.getsignal(number) for number in numbers]
     porto = SimpleNamespace(events=SimpleNamespace(run=lambda: None), options=SimpleNamespace(socket="x"))
     try:
-        assert not daemon._serve(cast("Any", porto), None)
+        assert not daemon._serve(cast("Any", porto), daemon._Signals(), None)
     finally:
         signal.set_wakeup_fd(-1)
         for number, handler in zip(numbers, before, strict=True):

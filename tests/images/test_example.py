@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,8 @@ def test_the_command_of_the_page_works(tmp_path: Path, capsys: pytest.CaptureFix
     page = (ROOT / "docs" / "writing-a-plugin.md").read_text()
     block = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "shim_command" in block)
     names: dict[str, Any] = {}
-    exec(f"from shim_core import hookimpl\nfrom shim_core.types import Command\n\nclass Vault:\n{block}", names)  # noqa: S102
+    vault = "class Vault:\n" + textwrap.indent(block, "    ")
+    exec(f"from shim_core import hookimpl\nfrom shim_core.types import Command\n\n{vault}", names)  # noqa: S102
     plugin = names["Vault"]()
     plugin._directory = tmp_path
     (tmp_path / "registry.example.org").touch()

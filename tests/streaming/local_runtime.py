@@ -89,7 +89,8 @@ class LocalRuntime:
     def execute(self, session: ExecSession, context: CallContext) -> int:
         """Run the command as a process of this machine."""
         # setsid makes the terminal the controlling one, and the process the leader of a session that can be killed.
-        command = ["setsid", *(["--ctty"] if session.tty else []), *session.command]
+        # Signals that we ignore, started in the background perhaps, are none that a container's process ignores.
+        command = ["env", "--default-signal", "setsid", *(["--ctty"] if session.tty else []), *session.command]
 
         def stream(fd: int | None) -> int:
             return subprocess.DEVNULL if fd is None else fd

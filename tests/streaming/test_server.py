@@ -11,6 +11,7 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import pytest
+from shim_streaming import greeting
 
 from shim_core.errors import StartupError, Unavailable
 from tests.streaming import wire
@@ -241,8 +242,9 @@ def test_a_flood_of_connections_keeps_nobody_out(serve: Serve) -> None:
         sock.close()
 
 
-def test_answers_that_are_not_taken_hold_nothing(serve: Serve) -> None:
-    harness = serve(limits=limits(head_timeout_s=0.3, linger_s=0.3))
+def test_answers_that_are_not_taken_hold_nothing(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(greeting, "_LINGER_S", 0.2)
+    harness = serve(limits=limits(head_timeout_s=0.3))
     before = open_descriptors()
     socks = [socket.create_connection(("127.0.0.1", harness.port), timeout=5) for _ in range(20)]
     for sock in socks:

@@ -158,12 +158,14 @@ def collect_garbage(
     plugins: Plugins,
     timeout_s: float,
     context: CallContext,
+    operation: str,
 ) -> list[PluginError]:
     """Have every plugin reclaim what belongs to no attachment, if that is wanted and the network's version knows how.
 
     No ADD or DEL may run meanwhile (CNI: lifecycle).
 
     :param valid: container ids and interface names of the attachments there are.
+    :param operation: by what its processes are found if the daemon is killed.
     :returns: the plugins that failed; the others have done it.
     """
     if network.disable_gc or not versions.at_least(network.version, versions.GC_AND_STATUS):
@@ -177,7 +179,8 @@ def collect_garbage(
             network, plugin, extra={"cni.dev/valid-attachments": attachments, "cni.dev/attachments": attachments}
         )
         try:
-            plugins.run(Call(plugin.type, network.name, "GC"), stdin, deadline - time.monotonic(), context)
+            call = Call(plugin.type, network.name, "GC", operation=operation)
+            plugins.run(call, stdin, deadline - time.monotonic(), context)
         except PluginError as err:
             failures.append(err)
     return failures
@@ -209,4 +212,7 @@ def request(
 
 
 def _call(network: NetworkConfig, plugin: PluginConfig, command: str, target: Target) -> Call:
-    return Call(plugin.type, network.name, command, target.container_id, target.netns, target.ifname, target.args)
+    return Call(
+        plugin.type, network.name, command, target.container_id, target.netns, target.ifname, target.args,
+        operation=target.container_id,
+    )  # fmt: skip

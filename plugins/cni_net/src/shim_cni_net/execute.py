@@ -44,6 +44,8 @@ class Call:
     netns: str = ""
     ifname: str = ""
     args: str = ""
+    operation: str = ""
+    """By what its processes are found if the daemon is killed, see :mod:`shim_cni_net.processes`."""
 
     def __str__(self) -> str:
         return f'plugin "{self.plugin}" of network "{self.network}" failed ({self.command})'
@@ -140,11 +142,12 @@ class Plugins:
             "CNI_NETNS": call.netns,
             "CNI_IFNAME": call.ifname,
             "CNI_ARGS": call.args,
+            **processes.environment(call.operation),
         }
         busy_until = min(deadline, time.monotonic() + _BUSY_WAIT_S)
         # A file in memory, not a pipe: a plugin that doesn't read its input can't hold us up.
         try:
-            memory = os.memfd_create(processes.configuration_name(call.container_id))
+            memory = os.memfd_create(processes.configuration_name(call.operation))
         except OSError as err:
             raise PluginError(call, f"its configuration can't be handed over: {err.strerror}", started=False) from None
         with open(memory, "wb", buffering=0) as config:
@@ -258,9 +261,9 @@ class _Process:
             self._process.wait(_REAP_WAIT_S)
         except subprocess.TimeoutExpired:
             return  # stuck in the kernel
-        if self._call.container_id:
+        if self._call.operation:
             # What it started may have left the group, and the group may end after its leader.
-            processes.end_leftovers(self._call.container_id, self._since_ticks, grace_s=0.0)
+            processes.end_leftovers(self._call.operation, self._since_ticks, grace_s=0.0)
 
     def _keep(self, chunk: bytes, *, stdout: bool) -> None:
         if stdout:

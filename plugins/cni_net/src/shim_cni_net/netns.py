@@ -38,7 +38,8 @@ class Namespaces:
 
     def __init__(self, directory: str, owner: str) -> None:
         self.directory = directory
-        self._prefix = f"{PREFIX}{hashlib.sha256(os.path.realpath(owner).encode()).hexdigest()[:8]}-"
+        self.tag = hashlib.sha256(os.path.realpath(owner).encode()).hexdigest()[:8]
+        self._prefix = f"{PREFIX}{self.tag}-"
         self._libc = ctypes.CDLL(None, use_errno=True)
 
     def path(self, sandbox_id: str) -> str:

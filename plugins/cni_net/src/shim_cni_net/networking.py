@@ -68,6 +68,7 @@ class Networking:
         self.configs = ConfigDirectory(section.conf_dir, section.max_conf_num)
         self.plugins = Plugins(section.bin_dir, environment)
         self.namespaces = Namespaces(section.netns_dir, state_dir)
+        self._collection = f"gc-{self.namespaces.tag}"
         self.records = Records(state_dir)
         self.statistics = Statistics()
         self._negotiator = Negotiator(self.plugins)
@@ -84,6 +85,9 @@ class Networking:
         :raises OSError: the state directory can't be used.
         """
         inherited = self.records.open()
+        if inherited:
+            # It knows nothing of the pods that come from now on, and would take their addresses.
+            processes.end_leftovers(self._collection, 0, grace_s=0.0)
         self._unconfirmed = {attachment.sandbox_id for attachment in self.records.all()}
         owned = {self.netns_path(attachment) for attachment in self.records.all()}
         for path in self.namespaces.pinned():
@@ -361,7 +365,9 @@ class Networking:
                     for index, own in enumerate(attachment.networks or networks)
                     if own.name == network.name
                 ]
-                for err in chain.collect_garbage(network, valid, self.plugins, self.section.del_timeout, context):
+                for err in chain.collect_garbage(
+                    network, valid, self.plugins, self.section.del_timeout, context, self._collection
+                ):
                     logger.warning("%s", err)
 
     def _target(self, attachment: Attachment, index: int, netns: str) -> Target:

@@ -1,9 +1,10 @@
 """Plugin processes that an earlier run of the daemon left: found, waited for, ended at last.
 
 Killed with SIGKILL, the daemon can't end the plugin it waits for. A DEL beside an ADD that still runs would miss what
-the ADD makes afterwards, so whoever takes over looks for it first. Plugins, and those they delegate to, are known by
-their environment. Between fork and exec a process still shows the daemon's; it is known by the file that holds its
-configuration, which is named after the container.
+the ADD makes afterwards, and a GC that still runs would take from pods that have come since, so whoever takes over
+looks for it first. Plugins, and those they delegate to, are known by their environment, which holds the operation's
+name. Between fork and exec a process still shows the daemon's; it is known by the file that holds its configuration,
+which is named after the operation as well. The name is the container's id, or that of a shim's garbage collection.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ logger = logging.getLogger("shim.cni_net")
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _KILL_WAIT_S = 5.0
 _LOOK_AGAIN_S = 0.05
+_OPERATION = "PORTOSHIM_CNI_OPERATION"
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -28,13 +30,18 @@ def now_ticks() -> int:
     return int(time.clock_gettime(time.CLOCK_BOOTTIME) * _TICKS_PER_S)
 
 
-def configuration_name(container_id: str) -> str:
+def configuration_name(operation: str) -> str:
     """What the file in memory is called that a plugin reads its configuration from."""
-    return f"cni-{container_id}"
+    return f"cni-{operation}"
 
 
-def end_leftovers(container_id: str, since_ticks: int, grace_s: float) -> None:
-    """Return once no plugin process for a container runs any more that was started at or after ``since_ticks``.
+def environment(operation: str) -> dict[str, str]:
+    """What a plugin's environment holds, to be known by."""
+    return {_OPERATION: operation}
+
+
+def end_leftovers(operation: str, since_ticks: int, grace_s: float) -> None:
+    """Return once no plugin process of an operation runs any more that was started at or after ``since_ticks``.
 
     :param grace_s: how long they may finish by themselves; then they are killed. Half-done work is worse than work
         that DEL undoes.
@@ -43,29 +50,29 @@ def end_leftovers(container_id: str, since_ticks: int, grace_s: float) -> None:
     give_up_at = kill_at + _KILL_WAIT_S
     while True:
         try:
-            found = _find(container_id, since_ticks)
+            found = _find(operation, since_ticks)
         except OSError as err:
             # That we can't look doesn't mean that nothing is there.
             if time.monotonic() < give_up_at:
                 time.sleep(_LOOK_AGAIN_S)
                 continue
-            logger.error("plugin processes for %s can't be looked for: %s", container_id, err.strerror)
+            logger.error("plugin processes for %s can't be looked for: %s", operation, err.strerror)
             return
         if not found:
             return
         try:
             now = time.monotonic()
             if now < kill_at:
-                logger.info("waiting for plugin processes that still run for %s: %s", container_id, _names(found))
+                logger.info("waiting for plugin processes that still run for %s: %s", operation, _names(found))
                 _wait(found, kill_at - now)
             elif now < give_up_at:
                 # Each time anew: one may have started another before it was killed.
-                logger.warning("killing plugin processes that still run for %s: %s", container_id, _names(found))
+                logger.warning("killing plugin processes that still run for %s: %s", operation, _names(found))
                 for pidfd in found.values():
                     _kill(pidfd)
                 _wait(found, give_up_at - now)
             else:
-                logger.error("plugin processes for %s can't be killed: %s", container_id, _names(found))
+                logger.error("plugin processes for %s can't be killed: %s", operation, _names(found))
                 return
         finally:
             for pidfd in found.values():
@@ -76,8 +83,8 @@ def _names(found: dict[int, int]) -> str:
     return ", ".join(str(pid) for pid in found)
 
 
-def _find(container_id: str, since_ticks: int) -> dict[int, int]:
-    """Process ids and descriptors of the plugin processes for a container.
+def _find(operation: str, since_ticks: int) -> dict[int, int]:
+    """Process ids and descriptors of the plugin processes of an operation.
 
     :raises OSError: there are no descriptors or no memory left to look for them.
     """
@@ -93,7 +100,7 @@ def _find(container_id: str, since_ticks: int) -> dict[int, int]:
                 continue  # it has ended
             try:
                 # What is read here belongs to the process that the descriptor holds, or to none.
-                if _started_since(entry, since_ticks) and _is_plugin(entry, container_id) and not _wait({0: pidfd}, 0):
+                if _started_since(entry, since_ticks) and _is_plugin(entry, operation) and not _wait({0: pidfd}, 0):
                     found[int(entry)] = pidfd
             finally:
                 if int(entry) not in found:
@@ -123,14 +130,14 @@ def _started_since(pid: str, since_ticks: int) -> bool:
         return False
 
 
-def _is_plugin(pid: str, container_id: str) -> bool:
-    configuration = f"/memfd:{configuration_name(container_id)} (deleted)"
+def _is_plugin(pid: str, operation: str) -> bool:
+    configuration = f"/memfd:{configuration_name(operation)} (deleted)"
     try:
         # The descriptors first: a process that execs meanwhile has its environment afterwards.
         if any(_target(f"/proc/{pid}/fd/{fd}") == configuration for fd in os.listdir(f"/proc/{pid}/fd")):
             return True
         with open(f"/proc/{pid}/environ", "rb") as file:
-            return f"CNI_CONTAINERID={container_id}".encode() in file.read().split(b"\0")
+            return f"{_OPERATION}={operation}".encode() in file.read().split(b"\0")
     except OSError as err:
         _raise_if_exhausted(err)
         return False

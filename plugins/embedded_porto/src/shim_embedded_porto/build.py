@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from shim_embedded_porto.plan import MountPlan, Plan
 
 
-def run(plan: Plan, fds: list[int], pid_namespace: int, net_namespace: int) -> NoReturn:
-    """Prepare and execute crun. An error goes to the file that is crun's log."""
+def run(plan: Plan, fds: list[int], pid_namespace: int, net_namespace: int, program: int) -> NoReturn:
+    """Prepare and execute crun. An error goes to the file that is crun's log.
+
+    :param program: crun, as a descriptor.
+    """
     try:
         mounts = plan["mounts"]
         assert mounts is not None
@@ -27,7 +30,10 @@ def run(plan: Plan, fds: list[int], pid_namespace: int, net_namespace: int) -> N
         null = os.open("/dev/null", os.O_RDWR)
         for number in (0, 1, 2):
             os.dup2(null, number)
-        os.execvp(plan["crun"][0], plan["crun"])
+        try:
+            os.execve(program, plan["crun"], os.environ)
+        except PermissionError:
+            os.execvp(plan["crun"][0], plan["crun"])  # here nothing in memory may be executed (vm.memfd_noexec)
     except BaseException as err:
         text = err.filename or err.strerror if isinstance(err, OSError) else str(err)
         with open(f"{plan['bundle']}/log", "a") as log:

@@ -59,6 +59,7 @@ def run(options: Options, *, destroy_all: bool = False, parent: int | None = Non
     if not _lock(lock, _LOCK_PATIENCE_S if parent is not None else 0.0):
         logger.error("another daemon works with %s: end it first, or give this one another --state", options.state)
         return 1
+    signals = _Signals()
     try:
         # Volumes that are mounted later have to show up in containers.
         kernel.propagate("/", kernel.MS_SHARED | kernel.MS_REC)
@@ -69,7 +70,7 @@ def run(options: Options, *, destroy_all: bool = False, parent: int | None = Non
         logger.error("can't start: %s", err)
         return 1
     logging.getLogger("shim").addHandler(CountingHandler(porto.statistics))
-    destroy_all |= not destroy_all and _serve(porto, ready)
+    destroy_all |= not destroy_all and _serve(porto, signals, ready)
     if destroy_all:
         porto.destroy_everything()
     else:
@@ -93,30 +94,44 @@ def _lock(fd: int, patience_s: float) -> bool:
             return True
 
 
-def _serve(porto: Porto, ready: int | None) -> bool:
-    """Serve clients; True when everything is to be destroyed."""
-    server = Server(porto)
-    received: list[int] = []
+class _Signals:
+    """The first signal that came, from now on."""
 
-    def end(number: int, _frame: FrameType | None) -> None:
+    def __init__(self) -> None:
+        self.first = 0
+        self._server: Server | None = None
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
         # The kernel repeats the signal for each thread of the parent that dies; this may interrupt itself.
-        if not received:
-            received.append(number)
+        if not self.first:
+            self.first = number
+            if self._server is not None:
+                self._server.stop()
+
+    def stop_server(self, server: Server) -> None:
+        """Have signals end a server, one that has come already too."""
+        # A signal may arrive in another thread, or between two looks: the server waits for this as well.
+        signal.set_wakeup_fd(server.waker, warn_on_full_buffer=False)
+        self._server = server
+        if self.first:
             server.stop()
 
-    # A signal may arrive in another thread, or between two looks: the server waits for this as well.
-    signal.set_wakeup_fd(server.waker, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, end)
+
+def _serve(porto: Porto, signals: _Signals, ready: int | None) -> bool:
+    """Serve clients; True when everything is to be destroyed."""
+    server = Server(porto)
     server.listen()
+    signals.stop_server(server)
     porto.events.run()
     logger.info("serving %s", porto.options.socket)
     if ready is not None:
         os.write(ready, b"1")
         os.close(ready)
     server.run()
-    logger.info("ending after %s", signal.Signals(received[0]).name)
-    return received[0] == signal.SIGINT
+    logger.info("ending after %s", signal.Signals(signals.first).name)
+    return signals.first == signal.SIGINT
 
 
 def _raise_file_limit() -> None:

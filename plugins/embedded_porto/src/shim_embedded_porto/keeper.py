@@ -11,6 +11,7 @@ One thread, so that forking is safe; few imports, since every container shares i
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import select
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from shim_embedded_porto.plan import Plan
 
 MESSAGE_MAX = 1 << 20
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _EXECUTABLE_VARIABLE = "PORTO_KEEPER_EXECUTABLE"
 
 
@@ -62,6 +64,40 @@ class _Launch:
         self.fds = []
 
 
+class _Program:
+    """A program in memory that nobody can change.
+
+    crun takes care that what runs in a container doesn't get hold of crun's own file: executed from a file it copies
+    itself first. From here it doesn't have to.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._source: tuple[int, int, int] | None = None
+        self._fd = -1
+
+    def descriptor(self) -> int:
+        """A descriptor to execute. The program is read anew when its file is another.
+
+        :raises OSError: it can't be found or read.
+        """
+        path = shutil.which(self._name)
+        if path is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._name)
+        with open(path, "rb") as file:
+            found = os.fstat(file.fileno())
+            source = (found.st_dev, found.st_ino, found.st_mtime_ns)
+            if source != self._source:
+                fd = os.memfd_create(self._name, os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+                while os.sendfile(fd, file.fileno(), None, found.st_size):
+                    pass
+                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+                if self._fd >= 0:
+                    os.close(self._fd)
+                self._fd, self._source = fd, source
+        return self._fd
+
+
 class Keeper:
     """The loop.
 
@@ -73,6 +109,7 @@ class Keeper:
         self._listener.bind(path)
         self._listener.listen(4)
         self._path = path
+        self._crun = _Program("crun")
         self._title = Title()
         self._title.set("porto-keeper")
         self._daemon: socket.socket | None = None
@@ -140,12 +177,26 @@ class Keeper:
         if operation == "start":
             self._start(fds)
         elif operation == "list":
-            self._tell({"tell": "list", "running": list(self._running.values()), "ends": list(self._ends.values())})
+            self._tell_all()
         elif operation == "forget":
             self._ends.pop(message["key"], None)
         elif operation == "quit":
             os.unlink(self._path)
             os._exit(0)
+
+    def _tell_all(self) -> None:
+        """What we look after: a file goes along, since it may be more than fits into a message."""
+        assert self._daemon is not None
+        state = {"running": list(self._running.values()), "ends": list(self._ends.values())}
+        fd = os.memfd_create("state")
+        try:
+            os.write(fd, json.dumps(state).encode())
+            os.lseek(fd, 0, os.SEEK_SET)
+            socket.send_fds(self._daemon, [b'{"tell": "list"}'], [fd])
+        except OSError:
+            self._drop_daemon()
+        finally:
+            os.close(fd)
 
     def _tell(self, message: dict[str, Any]) -> None:
         if self._daemon is None:
@@ -220,14 +271,15 @@ class Keeper:
             pid_path = f"/proc/{started.ready}/ns/pid"
             own = os.open(pid_path, os.O_RDONLY | os.O_CLOEXEC) if plan["isolate"] else -1
             joined = started.fds[plan["join"]["pid"]] if "pid" in plan["join"] else -1
+            program = self._crun.descriptor()
             pid = os.fork()
         except OSError as err:
             self._abandon(started, {"error": "Unknown", "text": err.filename or "fork", "errno": err.errno})
             return
         if pid == 0:
             launch.reset_signals()
-            self._forget_descriptors(keep={net, own, *started.fds})
-            build.run(plan, started.fds, own if own >= 0 else joined, net)
+            self._forget_descriptors(keep={net, own, program, *started.fds})
+            build.run(plan, started.fds, own if own >= 0 else joined, net, program)
         started.crun = pid
         for fd in (net, own):
             if fd >= 0:

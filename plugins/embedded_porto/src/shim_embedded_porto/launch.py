@@ -164,9 +164,8 @@ def reset_signals() -> None:
 def _enter(plan: Plan, fds: list[int]) -> None:
     """Cgroups, priorities and limits, then the namespaces that are there already, the PID namespace excepted."""
     os.setsid()
-    pid = str(os.getpid())
     for path in plan["cgroups"]:
-        _write(path, pid)
+        _write(path, "0")
     _tolerate(lambda: _write("/proc/self/oom_score_adj", str(plan["oom_score_adj"])))
     _tolerate(lambda: os.sched_setscheduler(0, plan["policy"], os.sched_param(0)))
     _tolerate(lambda: os.setpriority(os.PRIO_PROCESS, 0, plan["nice"]))

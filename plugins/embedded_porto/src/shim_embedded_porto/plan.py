@@ -107,7 +107,7 @@ class Plan(TypedDict):
     key: str
     title: str
     cgroups: list[str]
-    """Files to write the process id to."""
+    """Files to write 0 to, so as to get into the cgroups."""
     oom_score_adj: int
     nice: int
     policy: int

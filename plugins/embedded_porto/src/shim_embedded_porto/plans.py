@@ -126,7 +126,7 @@ def _basic_plan(ct: Container, host: Host, key: str) -> Plan:
     return {
         "key": key,
         "title": ct.name,
-        "cgroups": host.cgroups.process_files(ct),
+        "cgroups": host.cgroups.entry_files(ct),
         "oom_score_adj": ct.oom_score_adj,
         "nice": scheduling(ct)[1],
         "policy": scheduling(ct)[0],

@@ -26,6 +26,7 @@ from shim_embedded_porto.plan import Plan
 
 logger = logging.getLogger("shim.embedded_porto.tasks")
 
+_RETRY_S = 1.0
 _BOOT = "import sys; sys.path.insert(0, sys.argv.pop()); from shim_embedded_porto.keeper import main; main()"
 
 
@@ -70,9 +71,14 @@ class Tasks:
         :raises Fault: it can't be started.
         """
         self._exits.mkdir(mode=0o700, parents=True, exist_ok=True)
-        sock = self._open() or self._spawn()
-        sock.send(b'{"do": "list"}')
-        state = json.loads(sock.recv(keeper.MESSAGE_MAX * 8))
+        sock = self._open()
+        state = _ask(sock) if sock is not None else None
+        if sock is None or state is None:
+            # There is none, or it was about to end.
+            sock = self._spawn()
+            state = _ask(sock)
+        if state is None:
+            raise Fault(pb.Unknown, f"the keeper has ended at once, see {self._directory / 'keeper.log'}")
         self.running = {entry["key"]: _task(entry) for entry in state["running"]}
         self.ends = [End(entry["key"], entry["status"], entry["time"]) for entry in state["ends"]]
         self._socket = sock
@@ -86,6 +92,8 @@ class Tasks:
             try:
                 if quit_keeper:
                     self._socket.send(b'{"do": "quit"}')
+                    if self._reader is not None:
+                        self._reader.join(timeout=5)  # it hears the keeper's end
                 self._socket.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
@@ -182,7 +190,8 @@ class Tasks:
         Path(self._socket_path).unlink(missing_ok=True)
         package = str(Path(keeper.__file__).parent.parent)
         command = [sys.executable, "-I", "-S", "-c", _BOOT, self._socket_path, str(self._directory), package]
-        with open(self._directory / "keeper.log", "ab") as log:
+        log_fd = os.open(self._directory / "keeper.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        with open(log_fd, "ab") as log:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True
             )
@@ -235,14 +244,32 @@ class Tasks:
             for pending in self._pending.values():
                 pending.fault = Fault(pb.Unknown, "the keeper has died")
                 pending.done.set()
-        try:
-            self.connect()
-        except (Fault, OSError):
-            logger.exception("can't start another keeper")
         self._on_loss()
+        while not self._closing:
+            try:
+                self.connect()
+                return
+            except (Fault, OSError):
+                logger.exception("can't start another keeper")
+                time.sleep(_RETRY_S)
 
     def _orphan_ended(self, key: str) -> None:
         self._on_end(self.recorded_end(key) or End(key, 0, time.time()))
+
+
+def _ask(sock: socket.socket) -> dict[str, Any] | None:
+    """What a keeper looks after; None when it has gone."""
+    try:
+        sock.send(b'{"do": "list"}')
+        data, fds = launch.receive(sock, keeper.MESSAGE_MAX)
+    except OSError:
+        data, fds = b"", []
+    if not data:
+        sock.close()
+        return None
+    with open(fds[0], "rb") as file:
+        state: dict[str, Any] = json.load(file)
+    return state
 
 
 class _Pending:

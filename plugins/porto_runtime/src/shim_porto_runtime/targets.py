@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterable, Sequence
 
 from shim_core.errors import InvalidArgument
-from shim_porto_runtime import devices, rootfs
+from shim_porto_runtime import devices, linux, rootfs
 from shim_porto_runtime.mounts import Entry, Plan, is_inside
 from shim_porto_runtime.process import HELPER_DIRECTORY
 
@@ -105,6 +105,9 @@ def _check_below(entry: Entry, above: Entry) -> None:
     if not os.path.isdir(above.source):
         raise _refused(entry, f"{above.target} is no directory")
     _check_path(entry, above.source, rest)
+    there = os.path.join(above.source, rest)
+    if (above.readonly or "ro" in linux.mount_flags(above.source)) and not os.path.lexists(there):
+        raise _refused(entry, f"{above.target} is read-only and has no {rest} to mount over")
 
 
 def _check_path(entry: Entry, base: str, path: str) -> None:

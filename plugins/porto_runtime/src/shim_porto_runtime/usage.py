@@ -41,6 +41,8 @@ class UsageSampler:
         self._wake = threading.Condition(self._lock)
         self._queue: deque[str] = deque()
         self._known: dict[str, Usage] = {}
+        self._gone: set[str] = set()
+        """What was forgotten while it was being measured."""
         self._uppers: dict[str, Path | None] = {}
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -63,6 +65,8 @@ class UsageSampler:
         with self._lock:
             self._known.pop(root, None)
             self._uppers.pop(root, None)
+            if root in self._queue:
+                self._gone.add(root)
 
     def stop(self) -> None:
         with self._lock:
@@ -87,7 +91,10 @@ class UsageSampler:
                 usage = None
             with self._lock:
                 self._queue.popleft()
-                if usage is not None:
+                if root in self._gone:
+                    self._gone.remove(root)
+                    self._uppers.pop(root, None)
+                elif usage is not None:
                     self._known[root] = usage
                 if not self._stopping:
                     self._wake.wait((time.monotonic() - started) / _BUSY_SHARE)

@@ -140,8 +140,24 @@ class Cgroups:
         """The files a process's pid, or a thread's, is written to, to move it into the container."""
         return [
             os.path.join(self._processes(ct, hierarchy), _thread_file(hierarchy) if threads else "cgroup.procs")
+            for hierarchy in self._hierarchies_of(ct)
+        ]
+
+    def _hierarchies_of(self, ct: Container) -> list[Hierarchy]:
+        return [
+            hierarchy
             for hierarchy in self.hierarchies
             if "systemd" not in hierarchy.controllers or "systemd" in ct.controllers
+        ]
+
+    def entry_files(self, ct: Container) -> list[str]:
+        """The files to which a process that has one thread writes 0 to get into the container.
+
+        In version 1 that is the file of threads: then the kernel need not stop others from forking meanwhile.
+        """
+        return [
+            os.path.join(self._processes(ct, hierarchy), "cgroup.procs" if hierarchy.v2 else "tasks")
+            for hierarchy in self._hierarchies_of(ct)
         ]
 
     def process_file(self, ct: Container, controller: str) -> str:
@@ -269,10 +285,13 @@ class Cgroups:
         """Kill and remove cgroups below the base whose container isn't among ``keep`` (names with ``/``)."""
         for hierarchy in self.hierarchies:
             base = self.base_path(hierarchy)
-            for directory, _, _ in os.walk(base, topdown=False):
+            stale = []
+            for directory, _, _ in os.walk(base):
                 name = directory[len(base) + 1 :].removesuffix("/" + _LEAF).replace("%", "/")
-                if not name or name in keep:
-                    continue
+                if name and name not in keep:
+                    _thaw(directory)  # what stands still can't be killed
+                    stale.append(directory)
+            for directory in reversed(stale):
                 logger.info("removing the stale cgroup %s", directory)
                 try:
                     self._remove_tree(directory)
@@ -400,10 +419,14 @@ def kill_tree(path: str) -> None:
     """SIGKILL to every process in a cgroup directory and below."""
     for directory, _, _ in os.walk(path):
         for pid in _pids(os.path.join(directory, "cgroup.procs")):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            _kill(pid, signal.SIGKILL)
+
+
+def _thaw(directory: str) -> None:
+    for knob, value in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+        path = os.path.join(directory, knob)
+        if os.path.exists(path):
+            write(path, value)
 
 
 def _kill(pid: int, number: int) -> None:
