@@ -83,6 +83,11 @@ class Names:
         """Porto masks that match all sandboxes, and all that is directly below them."""
         return f"{self._prefix}*", f"{self._prefix}*/*"
 
+    @property
+    def sandbox_masks(self) -> tuple[str, str]:
+        """Porto masks that match all sandboxes, and their pause processes."""
+        return f"{self._prefix}*", f"{self._prefix}*/{PAUSE}"
+
     def parse(self, name: str) -> tuple[str, str] | None:
         """Sandbox id, and the rest of the name below it (empty for the sandbox itself); None for what isn't ours."""
         if not name.startswith(self._prefix):

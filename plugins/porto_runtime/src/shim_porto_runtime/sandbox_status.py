@@ -25,7 +25,7 @@ def list_sandboxes(rt: Runtime, request: pb.ListPodSandboxRequest, context: Call
 
 def items(rt: Runtime, wanted: pb.PodSandboxFilter) -> Iterator[pb.PodSandbox]:
     """The sandboxes that match a filter, up to date."""
-    states.refresh(rt)
+    states.refresh_sandboxes(rt)
     return (_item(record) for record in matching(rt, wanted))
 
 
@@ -97,9 +97,13 @@ def _item(record: SandboxRecord) -> pb.PodSandbox:
 
 
 def _info(rt: Runtime, record: SandboxRecord) -> dict[str, Any]:
+    network = dict(record.network or {})
+    # Beside the others, as containerd has it: ``crictl inspectp`` users look for ``info.cniResult``.
+    shown = network.pop("info", {})
     return {
+        **shown,
         "sandboxID": record.id,
         "portoName": rt.names.sandbox(record.id),
         "reason": record.reason,
-        "network": record.network,
+        "network": network or None,
     }

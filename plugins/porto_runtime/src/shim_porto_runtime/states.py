@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from porto_api.errors import ContainerDoesNotExist
@@ -37,12 +37,26 @@ def refresh(rt: Runtime) -> None:
 
     :raises Unavailable: Porto can't be asked; then nothing is known, which is not the same as nothing being there.
     """
-    with porto_errors("asking for the states of all containers"):
-        answer = rt.porto.get(rt.names.masks, ["state"])
-    states = {name: state for name, values in answer.items() if isinstance(state := values["state"], str)}
-    _update_sandboxes(rt, states)
-    running = [r for r in rt.records.containers.all() if r.state is ContainerState.RUNNING]
+    running = [record for record in rt.records.containers.all() if record.state is ContainerState.RUNNING]
+    states = _refresh_sandboxes(rt, rt.names.masks)
     record_exits(rt, [r for r in running if states.get(rt.names.container(r.sandbox_id, r.id)) not in ALIVE])
+
+
+def refresh_sandboxes(rt: Runtime) -> None:
+    """Bring the records of all sandboxes up to date.
+
+    :raises Unavailable: Porto can't be asked.
+    """
+    _refresh_sandboxes(rt, rt.names.sandbox_masks)
+
+
+def _refresh_sandboxes(rt: Runtime, masks: Sequence[str]) -> dict[str, str]:
+    # Chosen before Porto is asked: its answer doesn't know a sandbox that comes up meanwhile.
+    ready = [record for record in rt.records.sandboxes.all() if record.state is SandboxState.READY]
+    with porto_errors("asking for the states of all containers"):
+        states = _states(rt.porto.get(masks, ["state"]))
+    _update_sandboxes(rt, states, ready)
+    return states
 
 
 def refresh_sandbox(rt: Runtime, record: SandboxRecord) -> SandboxRecord:
@@ -52,7 +66,7 @@ def refresh_sandbox(rt: Runtime, record: SandboxRecord) -> SandboxRecord:
         names.append(rt.names.pause(record.id))
     with porto_errors("asking for the state of the sandbox"):
         answer = rt.porto.get(names, ["state"])
-    _update_sandboxes(rt, _states(answer), only=[record])
+    _update_sandboxes(rt, _states(answer), [record])
     return rt.records.sandboxes.get(record.id) or record
 
 
@@ -123,8 +137,8 @@ def exit_code(status: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _update_sandboxes(rt: Runtime, states: Mapping[str, str], only: Iterable[SandboxRecord] | None = None) -> None:
-    for record in rt.records.sandboxes.all() if only is None else only:
+def _update_sandboxes(rt: Runtime, states: Mapping[str, str], records: Iterable[SandboxRecord]) -> None:
+    for record in records:
         if record.state is not SandboxState.READY:
             continue
         names = [rt.names.sandbox(record.id)]
