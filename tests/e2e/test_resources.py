@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -392,7 +392,7 @@ def test_checkpoints_are_not_to_be_had(node: Node, rpc: str) -> None:
 
 class TestEvents:
     @pytest.fixture
-    def events(self, node: Node) -> Iterator[list[tuple[str, int]]]:
+    def events(self, node: Node, pods: Pods) -> Iterator[list[tuple[str, int]]]:
         """What a subscriber has heard so far: ids and kinds."""
         heard: list[tuple[str, int]] = []
         stream = node.cri.GetContainerEvents(pb.GetEventsRequest())
@@ -406,7 +406,9 @@ class TestEvents:
 
         thread = threading.Thread(target=listen)
         thread.start()
-        time.sleep(0.2)  # no event says that the subscription stands
+        # That something is heard says that the subscription stands; the tests look for their own events only.
+        other = pods.run()
+        until(lambda: pods.remove(pods.create(other, "true")) or heard)
         yield heard
         stream.cancel()
         thread.join()
@@ -426,6 +428,25 @@ class TestEvents:
         ]
         assert [kind for which, kind in events if which == container] == life
         assert [kind for which, kind in events if which == sandbox] == life
+
+    def test_what_several_clients_do_at_once_happens_once(self, pods: Pods, events: list[tuple[str, int]]) -> None:
+        sandbox = pods.run()
+        container = pods.container(sandbox)
+
+        def at_once(call: Callable[[str], None], name: str) -> None:
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(call, [name] * 8))
+
+        at_once(pods.stop, container)
+        at_once(pods.remove, container)
+        at_once(pods.stop_sandbox, sandbox)
+        at_once(pods.remove_sandbox, sandbox)
+        until(lambda: (sandbox, pb.CONTAINER_DELETED_EVENT) in events)
+        last = pods.run()
+        until(lambda: (last, pb.CONTAINER_STARTED_EVENT) in events)
+        for which in (sandbox, container):
+            kinds = [kind for name, kind in events if name == which]
+            assert len(kinds) == len(set(kinds)) == 4
 
     def test_ends_at_once_are_heard_of_after_the_start(self, pods: Pods, events: list[tuple[str, int]]) -> None:
         sandbox = pods.run()

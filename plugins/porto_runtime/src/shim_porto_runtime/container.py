@@ -128,7 +128,10 @@ def remove(rt: Runtime, request: pb.RemoveContainerRequest, context: CallContext
     record = rt.records.containers.find(check_id(request.container_id, "container_id"))
     if record is not None:
         with rt.locks.hold(record.sandbox_id, context):
-            discard(rt, record, context)
+            # As it is now that the lock is ours: another call may have started or removed it.
+            record = rt.records.containers.get(record.id)
+            if record is not None:
+                discard(rt, record, context)
     return pb.RemoveContainerResponse()
 
 

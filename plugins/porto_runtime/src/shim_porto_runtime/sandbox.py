@@ -59,7 +59,10 @@ def stop(rt: Runtime, request: pb.StopPodSandboxRequest, context: CallContext) -
     record = rt.records.sandboxes.find(check_id(request.pod_sandbox_id, "pod_sandbox_id"))
     if record is not None:
         with rt.locks.hold(record.id, context):
-            _stop(rt, record, context)
+            # As it is now that the lock is ours: another call may have stopped or removed it.
+            record = rt.records.sandboxes.get(record.id)
+            if record is not None:
+                _stop(rt, record, context)
     return pb.StopPodSandboxResponse()
 
 
@@ -68,15 +71,21 @@ def remove(rt: Runtime, request: pb.RemovePodSandboxRequest, context: CallContex
     record = rt.records.sandboxes.find(check_id(request.pod_sandbox_id, "pod_sandbox_id"))
     if record is not None:
         with rt.locks.hold(record.id, context):
-            _stop(rt, record, context)
-            for container in list(rt.records.containers_of(record.id)):
-                forget(rt, container)
-            _remove_files(rt, record.id)
-            # The record goes last: whatever failed before is tried again by the next call.
-            rt.records.sandboxes.delete(record.id)
-            rt.sampler.forget(rt.names.sandbox(record.id))
-        rt.events.publish(rt, pb.CONTAINER_DELETED_EVENT, record.id, record.id)
+            record = rt.records.sandboxes.get(record.id)
+            if record is not None:
+                _remove(rt, record, context)
     return pb.RemovePodSandboxResponse()
+
+
+def _remove(rt: Runtime, record: SandboxRecord, context: CallContext) -> None:
+    _stop(rt, record, context)
+    for container in list(rt.records.containers_of(record.id)):
+        forget(rt, container)
+    _remove_files(rt, record.id)
+    # The record goes last: whatever failed before is tried again by the next call.
+    rt.records.sandboxes.delete(record.id)
+    rt.sampler.forget(rt.names.sandbox(record.id))
+    rt.events.publish(rt, pb.CONTAINER_DELETED_EVENT, record.id, record.id)
 
 
 def forget(rt: Runtime, record: ContainerRecord) -> None:
