@@ -408,7 +408,12 @@ class TestEvents:
         thread.start()
         # That something is heard says that the subscription stands; the tests look for their own events only.
         other = pods.run()
-        until(lambda: pods.remove(pods.create(other, "true")) or heard)
+
+        def happens() -> bool:
+            pods.remove(pods.create(other, "true"))
+            return bool(heard)
+
+        until(happens)
         yield heard
         stream.cancel()
         thread.join()
