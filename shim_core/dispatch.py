@@ -163,16 +163,17 @@ def _value(field: FieldDescriptor, value: Any) -> str:
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         return "{" + ", ".join(f"{key}: {_short(val)}" for key, val in value.items()) + "}"
     if field.message_type is not None:
-        items = value if _repeated(field) else [value]
+        items = value if repeated(field) else [value]
         text = ", ".join("{" + redacted(item) + "}" for item in items)
-        return f"[{text}]" if _repeated(field) else text
-    if field.enum_type is not None and not _repeated(field):
+        return f"[{text}]" if repeated(field) else text
+    if field.enum_type is not None and not repeated(field):
         known = field.enum_type.values_by_number.get(value)
         return known.name if known else str(value)
-    return _short(list(value) if _repeated(field) else value)
+    return _short(list(value) if repeated(field) else value)
 
 
-def _repeated(field: FieldDescriptor) -> bool:
+def repeated(field: FieldDescriptor) -> bool:
+    """Whether a field is a list, whatever protobuf's version."""
     # protobuf 7 has is_repeated and warns about label; older ones have label alone.
     known: bool | None = getattr(field, "is_repeated", None)
     return field.label == FieldDescriptor.LABEL_REPEATED if known is None else known  # type: ignore[attr-defined]
