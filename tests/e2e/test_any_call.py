@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import grpc
@@ -55,7 +55,8 @@ class Maker:
 
     def message(self, kind: type[Message], depth: int = 0) -> Message:
         made = kind()
-        for field in kind.DESCRIPTOR.fields:
+        fields: Iterable[Any] = kind.DESCRIPTOR.fields
+        for field in fields:
             if self._chance.random() < (0.5 if depth < 3 else 0.15):
                 self._set(made, field, depth)
         return made
