@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import os
 import random
+import signal
+import socket
+import struct
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import grpc
 import pytest
@@ -20,7 +24,7 @@ import pytest
 from shim_core.cri.v1 import api_pb2 as pb
 from tests.e2e.conftest import pull
 from tests.e2e.pods import Pods, until
-from tests.e2e.test_lifecycle import descriptors, traces
+from tests.e2e.test_lifecycle import descriptors, porto_socket, traces
 from tools.node import Node
 from tools.registry import LocalRegistry
 
@@ -233,3 +237,75 @@ def test_slow_calls_hold_up_no_list(own: Node, own_pods: Pods) -> None:
     for call in slow:
         call.cancel()
     until(lambda: sleepers() == before, timeout_s=60)
+
+
+@pytest.mark.skipif("PORTO_SOCKET" in os.environ and not LONG, reason="not our portod to end, but in the long form")
+def test_porto_killed_while_pods_come_and_go(own: Node, own_pods: Pods) -> None:
+    """Pods that run don't notice; calls fail with a code that has kubelet try again; nothing is made twice or left."""
+    clean = traces(own)
+    sandbox = own_pods.run()
+    stays = [own_pods.container(sandbox) for _ in range(3)]
+    before = [own_pods.status(container) for container in stays]
+    codes: Counter[str] = Counter()
+
+    def churn() -> None:
+        config = own_pods.config()
+        try:
+            made = own_pods.run(config)
+            container = own_pods.container(made, name="c")
+            assert own_pods.exec(container, "echo", "x").stdout == b"x\n"
+        except grpc.RpcError as err:
+            codes[err.code().name] += 1
+        _persist(own_pods, config)
+
+    chance = random.Random(3)
+    with in_the_background(*[churn] * 4):
+        for _ in range(60 if LONG else 4):
+            time.sleep(chance.uniform(0.3, 1.5))
+            os.kill(porto_pid(own), signal.SIGKILL)
+            until(lambda: _names(own_pods, sandbox) >= set(stays), timeout_s=15)
+    assert set(codes) <= {"UNAVAILABLE", "DEADLINE_EXCEEDED"}, codes
+    assert [own_pods.status(container) for container in stays] == before
+    assert own_pods.sandbox_status(sandbox).state == pb.SANDBOX_READY
+    own_pods.remove_all()
+    assert not own.cri.ListPodSandbox(pb.ListPodSandboxRequest()).items
+    until(lambda: traces(own), lambda found: found == clean)
+
+
+def _names(pods: Pods, sandbox: str) -> set[str]:
+    """The running containers of a pod; none while Porto is away."""
+    running = pb.ContainerFilter(pod_sandbox_id=sandbox, state=pb.ContainerStateValue(state=pb.CONTAINER_RUNNING))
+    try:
+        found = pods.cri.ListContainers(pb.ListContainersRequest(filter=running)).containers
+    except grpc.RpcError as err:
+        assert err.code() is grpc.StatusCode.UNAVAILABLE
+        return set()
+    return {item.id for item in found}
+
+
+def _persist(pods: Pods, config: pb.PodSandboxConfig) -> None:
+    """Remove a pod as kubelet does: again and again."""
+
+    def removed() -> bool:
+        try:
+            sandbox = _sandbox(pods, config)
+            pods.stop_sandbox(sandbox)
+            pods.remove_sandbox(sandbox)
+        except grpc.RpcError as err:
+            assert err.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED), err
+            return False
+        return True
+
+    until(removed, timeout_s=60)
+
+
+def porto_pid(node: Node) -> int:
+    """The process that serves Porto: that which listens, or with portod, which has a master, its child."""
+    with socket.socket(socket.AF_UNIX) as peer:
+        until(lambda: peer.connect_ex(porto_socket(node)) == 0)
+        pid = int(struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
+    if node.porto_socket:
+        # Containers become the master's children, too.
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return next(int(child) for child in children if Path(f"/proc/{child}/comm").read_text() == "portod\n")
+    return pid
