@@ -102,7 +102,8 @@ class NetworkAttachment:
     """What a network plugin made of a sandbox."""
 
     netns_path: str
-    """The bind-mounted network namespace the sandbox has to be started in."""
+    """The bind-mounted network namespace the sandbox has to be started in. Empty when there is none: the runtime then
+    makes a network of its own, with these addresses on the first of the interfaces."""
     addresses: tuple[str, ...]
     """The pod's addresses without prefix length, the primary one first."""
     interfaces: tuple[NetworkInterface, ...] = ()

@@ -26,7 +26,8 @@ hypothesis.settings.load_profile("portoshim")
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     needs_stage = os.geteuid() == 0 and not stage.on_stage() and "PORTO_SOCKET" not in os.environ
-    if not needs_stage or config.option.collectonly:
+    # Workers of pytest-xdist are started each on a stage of its own, by `make test`.
+    if not needs_stage or config.option.collectonly or config.getoption("tx", None):
         return
     # Give the command its real standard streams back before this process becomes another.
     capture = config.pluginmanager.getplugin("capturemanager")

@@ -79,7 +79,7 @@ def directory_of_run() -> Iterator[Path]:
 def remove_tree(directory: Path) -> None:
     """Remove a directory after unmounting what is mounted below; or keep it, when something remains mounted."""
     points = mounts_below(directory)
-    # First cut off from its peers: of a bind mount of /sys, unmounting the cgroups would unmount this machine's.
+    # First cut off from its peers: below a bind mount of /sys, unmounting the cgroups would unmount this machine's.
     if all(subprocess.run(["mount", "--make-private", point], check=False).returncode == 0 for point in points):
         for point in reversed(points):
             subprocess.run(["umount", "--lazy", point], check=False)

@@ -76,7 +76,8 @@ class Floor:
 
     def _sandbox(self, name: str, netns: str | None) -> None:
         config = pb.PodSandboxConfig(hostname="bench")
-        made = spec.sandbox(name, "0" * 64, "bench", config, netns, (), hugetlb=False)
+        net = ("netns", netns) if netns else ("inherited",)
+        made = spec.sandbox(name, "0" * 64, "bench", config, net, (), hugetlb=False)
         self._porto.create_from_spec(made, start=True)
         root, paused = self._root("pause"), f"{name}/pause"
         pause = spec.pause(paused, "0" * 64, "bench", root, str(self._directory))

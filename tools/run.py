@@ -18,6 +18,7 @@ from shim_core.config import PortoshimSection
 from tools import images, stage
 from tools.node import Node, NodeError, crictl_path
 from tools.registry import LocalRegistry
+from tools.scratch import unmount_below
 
 SOCKET = PortoshimSection.model_fields["socket"].default
 DIRECTORY = Path("/var/lib/portoshim-run")
@@ -67,9 +68,8 @@ def _node(registry: LocalRegistry) -> Node:
 def _clean_up() -> None:
     """Remove what this run, or one that was killed, has left on the machine."""
     subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True, check=False)
-    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    for path in reversed([path for path in mounts if path.startswith(f"{DIRECTORY}/")]):
-        subprocess.run(["umount", "--lazy", path], check=True)
+    if left := unmount_below(DIRECTORY):
+        raise NodeError(f"{left[0]} can't be unmounted: {DIRECTORY} is left as it is")
     if DIRECTORY.exists():
         shutil.rmtree(DIRECTORY)
 

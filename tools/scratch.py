@@ -1,7 +1,7 @@
 """A directory for nodes and their peers, removed at the end. What is mounted in it is not.
 
-A node binds the host's ``/sys`` into its state directory. Whoever removes that directory as any other goes through it,
-and takes every empty cgroup of the machine away.
+What a node mounts below its directory outlives it when it is killed. Whoever removes that directory as any other walks
+through mounts: one of ``/sys``, say, would take every empty cgroup of the machine away.
 """
 
 from __future__ import annotations

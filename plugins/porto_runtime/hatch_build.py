@@ -37,14 +37,14 @@ class InitBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         if compiler is None:
             raise RuntimeError("a C compiler is needed to build portoshim-init: apt-get install gcc libc6-dev")
         directory = Path(self.root) / DIRECTORY
-        target = directory / "portoshim-init"
-        partial = directory / f".portoshim-init.{os.getpid()}"
+        partial = directory / f".partial.{os.getpid()}"  # a running installation never sees half a file
         try:
             subprocess.run([compiler, *FLAGS, "-o", str(partial), str(directory / "init.c")], check=True)
-            partial.replace(target)  # a running installation never sees half a file
+            partial.replace(directory / "portoshim-init")
+            partial.write_text(json.dumps(_syscalls(compiler), separators=(",", ":")))
+            partial.replace(directory / "syscalls.json")
         finally:
             partial.unlink(missing_ok=True)
-        (directory / "syscalls.json").write_text(json.dumps(_syscalls(compiler), separators=(",", ":")))
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-linux_{platform.machine()}"
         build_data["artifacts"] += [str(DIRECTORY / name) for name in ("portoshim-init", "syscalls.json")]

@@ -31,6 +31,13 @@ class StreamingSpec:
         """
 
     @hookspec(firstresult=True)
+    def stream_terminal(self, session: ExecSession, context: CallContext) -> tuple[int, int] | None:
+        """Open a terminal for a command with ``tty``, in the container, so that programs there find its name.
+
+        :returns: its master and its slave end, which belong to the caller; None: one of the node's has to do.
+        """
+
+    @hookspec(firstresult=True)
     def stream_exec(self, session: ExecSession, context: CallContext) -> int | None:
         """Run the command over the session's streams; kill it when the context is cancelled.
 

@@ -4,14 +4,17 @@ left afterwards.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pluggy
 from shim_cni_net.networking import Networking
@@ -21,8 +24,13 @@ from shim_core import config as configuration
 from shim_core import testing
 from shim_core.context import CallContext
 from shim_core.types import NetworkAttachment, NetworkSandbox, Shim
+from tools import stage
 
 REAL_PLUGINS = "/usr/lib/cni"
+_CLONE_NEWNET = 0x40000000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+T = TypeVar("T")
 
 # Reads the configuration, notes the call, then does what the file beside it says for this command.
 _FAKE = """\
@@ -205,6 +213,20 @@ def run(*argv: str, netns: str = "", timeout_s: float = 30.0) -> str:
     return done.stdout
 
 
+def in_netns(action: Callable[[], T], netns: str) -> T:
+    """What an action returns in a network namespace, if one is named: in a thread, since they have namespaces."""
+
+    def enter_and_act() -> T:
+        if netns:
+            with open(netns) as file:
+                assert _libc.setns(file.fileno(), _CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+        return action()
+
+    # One that has ended takes the namespace along.
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(enter_and_act).result()
+
+
 def footprint(*directories: Path | str) -> dict[str, Any]:
     """What pods may leave on a node: namespaces, interfaces, rules, leases and records."""
     rules = [line for line in run("nft", "list", "ruleset").splitlines() if not line.lstrip().startswith("#")]
@@ -220,6 +242,22 @@ def footprint(*directories: Path | str) -> dict[str, Any]:
             if path.is_file() and not path.name.startswith("last_reserved_ip") and path.name != "lock"
         ),
     }
+
+
+def clean_stage() -> None:
+    """Take away all that pods and plugins may have left on the stage; elsewhere nothing is touched."""
+    if not stage.on_stage():
+        return
+    for name in os.listdir("/run/netns"):
+        subprocess.run(["umount", "-l", f"/run/netns/{name}"], check=False, capture_output=True)
+        Path("/run/netns", name).unlink()
+    links = json.loads(run("ip", "-j", "link"))
+    for link in links:
+        if link["ifname"] != "lo":
+            subprocess.run(["ip", "link", "del", link["ifname"]], check=False, capture_output=True)
+    run("nft", "flush", "ruleset")
+    for path in Path("/var/lib/cni").iterdir():
+        shutil.rmtree(path)
 
 
 def settles(expected: Mapping[str, Any], *directories: Path | str) -> dict[str, Any]:

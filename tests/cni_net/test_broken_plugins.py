@@ -14,7 +14,7 @@ import pytest
 from shim_core import testing
 from shim_core.errors import Cancelled, Unavailable
 from shim_core.types import PortMapping
-from tests.cni_net.support import REAL_PLUGINS, FakePlugin, Node, footprint, sandbox, settles, until
+from tests.cni_net.support import REAL_PLUGINS, FakePlugin, Node, clean_stage, footprint, sandbox, settles, until
 from tests.cni_net.test_real_plugins import FIREWALL, IPV4_BRIDGE, PORTMAP, leases
 
 pytestmark = [
@@ -46,6 +46,24 @@ BREAKS = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _clean_stage() -> Iterator[None]:
+    """In place of the one for each test: what is left after a test shows in the next one's comparison."""
+    yield
+    clean_stage()
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the node looks like with no pod on it, after there has been one: plugins keep a few things for ever."""
+    with Node(tmp_path_factory.mktemp("before"), bin_dirs=[REAL_PLUGINS]) as node:
+        node.network(IPV4_BRIDGE, FIREWALL, PORTMAP)
+        node.attach(POD)
+        node.detach(POD)
+        assert until(lambda: not [name for name in look(node)["interfaces"] if name.startswith("veth")])
+        return look(node)
+
+
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
     with Node(tmp_path, bin_dirs=[REAL_PLUGINS]) as node:
@@ -58,14 +76,6 @@ def broken(node: Node) -> FakePlugin:
     broken = node.fake("broken")
     broken.on("ADD", PASS_ON)
     return broken
-
-
-@pytest.fixture
-def before(node: Node, broken: FakePlugin) -> dict[str, Any]:
-    node.attach(POD)
-    node.detach(POD)
-    until(lambda: not [name for name in look(node)["interfaces"] if name.startswith("veth")])
-    return look(node)
 
 
 def look(node: Node) -> dict[str, Any]:
@@ -85,7 +95,7 @@ def processes() -> list[str]:
 
 
 @pytest.fixture
-def impatient(node: Node, before: dict[str, Any]) -> Node:
+def impatient(node: Node) -> Node:
     """The node with little time for its plugins."""
     node.stop()
     node.tree["CNI"].update(AddTimeout=f"{ADD_TIMEOUT_S}s", DelTimeout=f"{DEL_TIMEOUT_S}s")
@@ -167,6 +177,49 @@ def test_delete_that_fails_three_times_is_tried_until_it_succeeds(
     assert settles(before, "/var/lib/cni", node.state) == before
     # Each time in reverse order, with the result of ADD.
     assert all(call.stdin["prevResult"]["ips"] for call in broken.calls("DEL")[-4:])
+
+
+@pytest.mark.parametrize("how", ["exits", "says-why", "gigabyte", "killed"])
+def test_delete(node: Node, broken: FakePlugin, before: dict[str, Any], how: str) -> None:
+    shell, explanation = BREAKS[how]
+    node.attach(POD)
+    held = leases()
+    broken.on("DEL", shell)
+    for _ in range(3):
+        with pytest.raises(Unavailable) as caught:
+            node.detach(POD)
+        assert caught.value.message.startswith('plugin "broken" of network "net" failed (DEL): ')
+        assert explanation in caught.value.message
+        assert processes() == []
+        assert leases() == held
+    broken.on("DEL", None)
+    assert node.detach(POD)
+    assert settles(before, "/var/lib/cni", node.state) == before
+
+
+@pytest.mark.parametrize("how", ["garbage", "nothing"])
+def test_what_delete_prints_is_nothing_to_us(node: Node, broken: FakePlugin, before: dict[str, Any], how: str) -> None:
+    """CNI: on success nothing has to be printed, and whatever is has no meaning."""
+    node.attach(POD)
+    broken.on("DEL", BREAKS[how][0])
+    assert node.detach(POD)
+    assert settles(before, "/var/lib/cni", node.state) == before
+
+
+def test_delete_that_hangs(impatient: Node, broken: FakePlugin, before: dict[str, Any]) -> None:
+    node = impatient
+    node.attach(POD)
+    held = leases()
+    broken.on("DEL", HANGS)
+    started = time.monotonic()
+    with pytest.raises(Unavailable, match=r'"broken" of network "net" failed \(DEL\): it took too long and was killed'):
+        node.detach(POD)
+    assert time.monotonic() - started < DEL_TIMEOUT_S + 10
+    assert processes() == []
+    assert leases() == held
+    broken.on("DEL", None)
+    assert node.detach(POD)
+    assert settles(before, "/var/lib/cni", node.state) == before
 
 
 def test_retries_survive_restarts(node: Node, broken: FakePlugin, before: dict[str, Any]) -> None:

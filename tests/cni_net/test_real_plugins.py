@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
-import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shim_core.types import DnsConfig, PortMapping
-from tests.cni_net.support import REAL_PLUGINS, Node, footprint, run, sandbox, settles, until
+from tests.cni_net.support import REAL_PLUGINS, Node, footprint, in_netns, run, sandbox, settles, until
 
 pytestmark = [
     pytest.mark.root,
@@ -44,12 +47,18 @@ def node(tmp_path: Path) -> Iterator[Node]:
 
 
 @pytest.fixture
-def outside() -> Iterator[str]:
-    """A machine beside the node: 192.0.2.2 and 2001:db8::2; the node is .1 and ::1."""
-    # The kernel would look for doubles of the node's addresses for a second before it uses them.
+def no_doubles() -> Iterator[None]:
+    """The kernel would look for doubles of the node's own IPv6 addresses for a second before it uses them."""
     probes = Path("/proc/sys/net/ipv6/conf/default/dad_transmits")
     usual = probes.read_text()
     probes.write_text("0")
+    yield
+    probes.write_text(usual)
+
+
+@pytest.fixture
+def outside(no_doubles: None) -> Iterator[str]:
+    """A machine beside the node: 192.0.2.2 and 2001:db8::2; the node is .1 and ::1."""
     run("ip", "netns", "add", "outside")
     run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "eth0", "netns", "outside")
     path = "/run/netns/outside"
@@ -60,34 +69,52 @@ def outside() -> Iterator[str]:
     yield path
     run("ip", "link", "del", "up0")
     run("ip", "netns", "del", "outside")
-    probes.write_text(usual)
 
 
 @contextmanager
-def web_server(netns: str, port: int, says: str, directory: Path) -> Iterator[None]:
-    """A web server in a pod, on both families."""
-    root = directory / says
-    root.mkdir()
-    (root / "index.html").write_text(says)
-    argv = ["nsenter", f"--net={netns}", sys.executable, "-m", "http.server", str(port), "--bind", "::"]
-    with subprocess.Popen(
-        [*argv, "--directory", str(root)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as server:
+def web_server(netns: str, port: int, says: str) -> Iterator[None]:
+    """A web server in a namespace, on both families."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(says.encode())
+
+        def log_message(self, format: str, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("::", port), Handler, bind_and_activate=False) as server:
+        server.socket.close()
+        server.socket = in_netns(
+            lambda: socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True), netns
+        )
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
         try:
-            assert until(lambda: bool(run("ss", "-Hltn", f"sport = :{port}", netns=netns)))
+            # What connects while its own address is still being looked for elsewhere takes another one.
+            assert until(lambda: "tentative" not in run("ip", "-6", "address"))
             yield
         finally:
-            server.terminate()
+            server.shutdown()
+            thread.join()
 
 
 def get(address: str, port: int, netns: str = "") -> str:
-    """What a web server says, asked from the node or from a namespace."""
-    host = f"[{address}]" if ":" in address else address
-    script = (
-        "import sys, urllib.request as r; r.install_opener(r.build_opener(r.ProxyHandler({})));"
-        "print(r.urlopen(sys.argv[1], timeout=10).read().decode(), end='')"
-    )
-    return run(sys.executable, "-c", script, f"http://{host}:{port}/", netns=netns)
+    """What a web server says, asked from the node or from a namespace.
+
+    :raises OSError: it can't be reached.
+    """
+
+    def ask() -> str:
+        connection = HTTPConnection(address, port, timeout=10)
+        try:
+            connection.request("GET", "/")
+            return connection.getresponse().read().decode()
+        finally:
+            connection.close()
+
+    return in_netns(ask, netns)
 
 
 def leases(network: str = "net") -> list[str]:
@@ -95,9 +122,7 @@ def leases(network: str = "net") -> list[str]:
     return sorted(path.name for path in directory.glob("[0-9a-f]*"))
 
 
-def test_pods_reach_each_other_the_host_and_host_ports_on_both_families(
-    node: Node, outside: str, tmp_path: Path
-) -> None:
+def test_pods_reach_each_other_the_host_and_host_ports_on_both_families(node: Node, outside: str) -> None:
     node.network(BRIDGE, TUNING, BANDWIDTH, FIREWALL, PORTMAP)
     mappings = (PortMapping("tcp", 8000, 31080), PortMapping("udp", 53, 31053))
     # Chains that plugins make once and keep.
@@ -113,7 +138,7 @@ def test_pods_reach_each_other_the_host_and_host_ports_on_both_families(
     assert one.interfaces[0].name == "eth0"
     assert one.interfaces[0].mac
     assert node.status(web) == one
-    with web_server(one.netns_path, 8000, "web", tmp_path), web_server("/proc/self/ns/net", 8001, "host", tmp_path):
+    with web_server(one.netns_path, 8000, "web"), web_server("/proc/self/ns/net", 8001, "host"):
         for address in one.addresses:
             assert get(address, 8000) == "web", "the node reaches the pod"
             assert get(address, 8000, two.netns_path) == "web", "another pod reaches the pod"
@@ -127,7 +152,7 @@ def test_pods_reach_each_other_the_host_and_host_ports_on_both_families(
             assert get(address, 31080) == "web", "the host port leads to the pod on the node"
             assert get(address, 31080, two.netns_path) == "web", "the host port leads to the pod from another pod"
             assert get(address, 31080, one.netns_path) == "web", "the host port leads the pod to itself"
-    with web_server(outside, 8002, "outside", tmp_path):
+    with web_server(outside, 8002, "outside"):
         for address in ("192.0.2.2", "2001:db8::2"):
             assert get(address, 8002, one.netns_path) == "outside", "a pod reaches the world"
 
@@ -172,26 +197,32 @@ def test_the_pod_cidr_becomes_the_address_range(node: Node) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ptp", "macvlan", "ipvlan"])
-def test_other_kinds_of_interfaces(node: Node, tmp_path: Path, outside: str, kind: str) -> None:
+def test_other_kinds_of_interfaces(node: Node, outside: str, kind: str) -> None:
     if kind == "ipvlan":
         probe = subprocess.run(["ip", "link", "add", "iv9", "link", "up0", "type", "ipvlan"], check=False)
         if probe.returncode:
             pytest.skip("this kernel has no ipvlan")
         run("ip", "link", "del", "iv9")
     master = {} if kind == "ptp" else {"master": "up0"}
-    node.network({"type": kind, "ipMasq": kind == "ptp", "ipam": RANGES, **master})
+    node.network(
+        {"type": kind, "ipMasq": kind == "ptp", "ipam": RANGES, **master}, *([PORTMAP] if kind == "ptp" else [])
+    )
+    mappings = (PortMapping("tcp", 8000, 31080),)
     if kind == "ptp":
-        node.attach(sandbox(9))  # makes chains that stay
+        node.attach(sandbox(9, port_mappings=mappings))  # makes chains that stay
         node.detach(sandbox(9))
-    before = footprint("/var/lib/cni", node.state)
-    pods = [sandbox(number) for number in (1, 2)]
+    before = settles(footprint("/var/lib/cni", node.state), "/var/lib/cni", node.state)
+    pods = [sandbox(1, port_mappings=mappings), sandbox(2)]
     with ThreadPoolExecutor() as threads:  # the plugins wait for the kernel to look for doubles of the address
         one, two = threads.map(node.attach, pods)
-    with web_server(one.netns_path, 8000, "web", tmp_path):
+    with web_server(one.netns_path, 8000, "web"):
         for address in one.addresses:
             assert until(partial(_reaches, address, two.netns_path)), f"{address} is out of reach"
             if kind == "ptp":
                 assert get(address, 8000) == "web"
+        for address in ("192.0.2.1", "2001:db8::1") if kind == "ptp" else ():
+            assert get(address, 31080, outside) == "web", "the host port leads to the pod from outside"
+            assert get(address, 31080) == "web", "the host port leads to the pod on the node"
     for pod in pods:
         assert node.detach(pod)
     assert settles(before, "/var/lib/cni", node.state) == before
@@ -200,8 +231,24 @@ def test_other_kinds_of_interfaces(node: Node, tmp_path: Path, outside: str, kin
 def _reaches(address: str, netns: str) -> bool:
     try:
         return get(address, 8000, netns) == "web"
-    except AssertionError:
+    except OSError:
         return False
+
+
+@pytest.mark.usefixtures("no_doubles")
+def test_static_addresses_are_reached(node: Node) -> None:
+    addresses = [{"address": "10.83.0.7/24", "gateway": "10.83.0.1"}, {"address": "fd83::7/64", "gateway": "fd83::1"}]
+    node.network({**BRIDGE, "ipam": {"type": "static", "addresses": addresses, "routes": RANGES["routes"]}})
+    attachment = node.attach(sandbox())
+    assert attachment.addresses == ("10.83.0.7", "fd83::7")
+    with (
+        web_server(attachment.netns_path, 8000, "web"),
+        web_server("/proc/self/ns/net", 8001, "host"),
+    ):
+        for address, gateway in zip(attachment.addresses, ("10.83.0.1", "fd83::1"), strict=True):
+            assert get(address, 8000) == "web", "the node reaches the pod"
+            assert get(gateway, 8001, attachment.netns_path) == "host", "the pod reaches the node"
+    assert node.detach(sandbox())
 
 
 def test_static_addresses_and_two_networks(tmp_path: Path) -> None:
@@ -265,11 +312,7 @@ def test_porto_l3_network_takes_addresses_and_gives_them_back(tmp_path: Path) ->
         attachment = node.attach(sandbox())
         assert attachment.netns_path == ""
         assert attachment.addresses == ("10.81.0.2", "fd81::2")
-        assert attachment.info["runtimeNetwork"] == {
-            "net": "L3 eth0",
-            "ip": "eth0 10.81.0.2;eth0 fd81::2",
-            "userns": "true",
-        }
+        assert [interface.name for interface in attachment.interfaces] == ["eth0"]
         assert len(leases()) == 2
         assert node.detach(sandbox())
         assert leases() == []

@@ -15,6 +15,8 @@ class InForce:
     """Limits; None where there is none, or no such hierarchy."""
 
     memory: int | None
+    memory_and_swap: int | None
+    """None also where the kernel doesn't count swap."""
     quota_us: int | None
     period_us: int
     shares: int
@@ -40,7 +42,12 @@ def in_force(porto: Client, name: str) -> InForce:
     else:
         quota, period = read("cpu", "", "cpu.max").split()
         shares = int(read("cpu", "", "cpu.weight")) * 1024 // 100
+    memory_and_swap = _limit(read("memory", "memory.memsw.limit_in_bytes", ""))
+    if "memory" not in paths:
+        parts = [_limit(read("memory", "", name)) for name in ("memory.max", "memory.swap.max")]
+        memory_and_swap = None if None in parts else sum(part for part in parts if part is not None)
     return InForce(
+        memory_and_swap=memory_and_swap,
         memory=_limit(read("memory", "memory.limit_in_bytes", "memory.max")),
         quota_us=_limit(quota),
         period_us=int(period),

@@ -18,7 +18,7 @@ USERS = "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:100:Web:/srv:/bin/sh\n"
 GROUPS = "root:x:0:\nusers:x:100:\nlogs:x:200:web\n"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRegistry]:
     """A registry with TLS and token authentication; ``pause`` and ``public/*`` may be pulled by anybody."""
     directory = tmp_path_factory.mktemp("registry")
@@ -38,7 +38,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRegistry
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def node(registry: LocalRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """A running node."""
     made = Node(tmp_path_factory.mktemp("node"), registry=registry, debug=True)
@@ -47,7 +47,7 @@ def node(registry: LocalRegistry, tmp_path_factory: pytest.TempPathFactory) -> I
         made.remove_pods()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def busybox(node: Node, registry: LocalRegistry) -> str:
     """A pulled image with a shell."""
     return pull(node, f"{registry.address}/public/busybox:1")

@@ -154,6 +154,7 @@ MISTAKES = (
     _mount("container_path", INVALID, 'container_path: "relative"'),
     _mount("container_path", INVALID, 'container_path: "/"'),
     _mount("container_path", INVALID, 'container_path: "/proc/self"'),
+    _mount("container_path", INVALID, 'container_path: "/proc/1/root"'),
     _mount("container_path", INVALID, 'container_path: "/dev/stdin/x"'),
     _mount("container_path", INVALID, 'container_path: "/bin/busybox"'),
     _mount("container_path", INVALID, 'container_path: "/bin/busybox/x"'),

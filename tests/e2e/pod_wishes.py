@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
@@ -15,6 +16,8 @@ from tests.e2e.cgroups import InForce
 from tests.e2e.view import View
 
 MIB = 1024 * 1024
+PORTOS_PROCESSES = 10000
+"""Of a container at its top level, unless it is told otherwise."""
 INVALID, NEVER = "INVALID_ARGUMENT", "UNIMPLEMENTED"
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
@@ -26,9 +29,11 @@ class SeenPod:
     view: View
     """Of the container: its probes are those of the case."""
     status: pb.PodSandboxStatus
+    container: pb.ContainerStatus
     limits: InForce
     pause: dict[str, str]
-    """``/proc/PID/status`` of its own process, and ``root``, the options of its root directory."""
+    """``/proc/PID/status`` of its own process; ``root``: the options of its root directory; ``processes``: its PID
+    namespace."""
 
 
 @dataclass
@@ -40,6 +45,7 @@ class PodCase:
     mistakes: list[tuple[str, str]] = field(default_factory=list)
     checks: list[Callable[[SeenPod], None]] = field(default_factory=list)
     probes: list[str] = field(default_factory=list)
+    has_logs: bool = True
 
     @property
     def security(self) -> pb.LinuxSandboxSecurityContext:
@@ -70,6 +76,8 @@ def namespaces(draw: Draw, case: PodCase) -> None:
 
 def hostname(draw: Draw, case: PodCase) -> None:
     case.config.hostname = draw(st.sampled_from(("web-0", "A_b.c", "x" * 64)))
+    case.probe("$B cat /etc/hostname", case.config.hostname)
+    case.probe(f"$B grep -cw '{case.config.hostname}' /etc/hosts", "1")
 
 
 def resolver(draw: Draw, case: PodCase) -> None:
@@ -80,8 +88,11 @@ def resolver(draw: Draw, case: PodCase) -> None:
     lines = [f"nameserver {server}" for server in dns.servers]
     lines += ["search " + " ".join(dns.searches)] if dns.searches else []
     lines += ["options " + " ".join(dns.options)] if dns.options else []
-    if lines:
-        case.probe("$B cat /etc/resolv.conf", "\n".join(lines))
+    case.probe("$B cat /etc/resolv.conf", "\n".join(lines) or Path("/etc/resolv.conf").read_text().strip("\n"))
+
+
+def no_logs(draw: Draw, case: PodCase) -> None:
+    case.has_logs = False
 
 
 def ports(draw: Draw, case: PodCase) -> None:
@@ -125,10 +136,27 @@ def limits(draw: Draw, case: PodCase) -> None:
     resources.memory_limit_in_bytes, overhead.memory_limit_in_bytes = memory, more
     resources.cpu_shares = draw(st.sampled_from((0, 2, 512, 4096)))
     resources.oom_score_adj = draw(st.sampled_from((0, 500)))
+    resources.cpu_quota, resources.cpu_period = draw(st.sampled_from(((0, 0), (-1, 0), (60000, 0), (60000, 50000))))
+    overhead.cpu_quota, overhead.cpu_period = draw(st.sampled_from(((0, 0), (10000, 0), (5000, 50000))))
+    resources.cpuset_cpus = draw(st.sampled_from(("", "0")))
+    resources.unified.update(draw(st.sampled_from(({}, {"pids.max": "200"}))))
+    resources.hugepage_limits.extend(draw(st.sampled_from(([], [pb.HugepageLimit(page_size="2MB", limit=0)]))))
 
     def check(seen: SeenPod) -> None:
-        assert seen.limits.memory == (memory + more if memory else None)
-        assert seen.limits.shares == (resources.cpu_shares or 2)
+        limits = seen.limits
+        assert limits.memory == (memory + more if memory else None)
+        assert limits.shares == (resources.cpu_shares or 2)
+        if resources.cpu_quota > 0:
+            period = resources.cpu_period or 100000
+            of_overhead = overhead.cpu_quota * period // (overhead.cpu_period or 100000)
+            assert (limits.quota_us, limits.period_us) == (resources.cpu_quota + of_overhead, period), limits
+        else:
+            assert limits.quota_us is None
+        assert limits.processes == (200 if resources.unified else PORTOS_PROCESSES)
+        if resources.cpuset_cpus:
+            assert limits.cpus == "0"
+        if resources.hugepage_limits:
+            assert limits.huge_pages in (0, None)  # None: not to be limited here
 
     case.checks.append(check)
 
@@ -144,10 +172,17 @@ def security(draw: Draw, case: PodCase) -> None:
     wanted.supplemental_groups.extend(draw(st.lists(st.sampled_from((1, 5, 2**31 - 1)), max_size=2)))
     wanted.supplemental_groups_policy = draw(st.sampled_from((pb.Merge, pb.Strict)))
     wanted.readonly_rootfs = draw(st.booleans())
-    confined = draw(st.booleans())
-    if confined:
-        wanted.seccomp.profile_type = pb.SecurityProfile.RuntimeDefault
+    confined = draw(st.sampled_from(("", "default", "none", "old default", "old none")))
+    if confined.startswith("old"):
+        wanted.seccomp_profile_path = "runtime/default" if confined == "old default" else "unconfined"
+    elif confined:
+        types = {"default": pb.SecurityProfile.RuntimeDefault, "none": pb.SecurityProfile.Unconfined}
+        wanted.seccomp.profile_type = types[confined]
         wanted.seccomp.SetInParent()
+    if draw(st.booleans()):
+        # What there is without any.
+        wanted.apparmor.profile_type = pb.SecurityProfile.RuntimeDefault
+        wanted.apparmor.SetInParent()
 
     def check(seen: SeenPod) -> None:
         # The image says 65535:65535.
@@ -156,14 +191,14 @@ def security(draw: Draw, case: PodCase) -> None:
         assert seen.pause["Uid"].split() == [str(user)] * 4
         assert seen.pause["Gid"].split() == [str(group)] * 4
         assert {int(word) for word in seen.pause["Groups"].split()} == {group, *wanted.supplemental_groups}
-        assert seen.pause["Seccomp"] == ("2" if confined and not wanted.privileged else "0")
+        assert seen.pause["Seccomp"] == ("2" if "default" in confined and not wanted.privileged else "0")
         assert ("ro" in seen.pause["root"].split(",")) == wanted.readonly_rootfs
 
     case.checks.append(check)
 
 
 # In this order: what can be wished for of sysctls depends on the namespaces.
-WISHES = (namespaces, hostname, resolver, ports, metadata, sysctls, limits, security)
+WISHES = (namespaces, hostname, resolver, no_logs, ports, metadata, sysctls, limits, security)
 
 
 def check_always(case: PodCase, seen: SeenPod) -> None:
@@ -180,9 +215,12 @@ def check_always(case: PodCase, seen: SeenPod) -> None:
         assert of_node == (mode == pb.NODE), kind
     # A container that asks for nothing is in the pod's.
     assert (seen.view.namespaces["pid"] == os.readlink("/proc/self/ns/pid")) == (case.options.pid == pb.NODE)
+    assert seen.view.namespaces["pid"] == seen.pause["processes"]
     assert seen.view.hostname == (config.hostname or os.uname().nodename)
     assert seen.view.environment[b"HOSTNAME"].decode() == seen.view.hostname
     assert int(seen.pause["CapEff"], 16) == 0
+    assert bool(seen.container.log_path) == case.has_logs
+    assert seen.container.log_path.startswith(config.log_directory)
 
 
 MISTAKES = (

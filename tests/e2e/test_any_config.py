@@ -78,8 +78,9 @@ class World:
         found |= {f"volume: {volume.path}" for volume in self.porto.get_volumes()}
         for name in ("volumes", "state/containers"):
             found |= {str(path) for path in (here / name).iterdir()}
-        points = (line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
-        found |= {f"mount: {point}" for point in points if point.startswith(str(here))}
+        # Anywhere on the node, one upon another too.
+        lines = (line.split(" ") for line in Path("/proc/self/mountinfo").read_text().splitlines())
+        found |= {f"mount: {fields[0]} {fields[4]}" for fields in lines}
         return found | {f"CRI: {c.id}" for c in self.node.cri.ListContainers(pb.ListContainersRequest()).containers}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import grpc
@@ -13,7 +14,7 @@ from porto_api import Client
 from shim_core.cri.v1 import api_pb2 as pb
 from tests.e2e.cgroups import in_force
 from tests.e2e.pod_wishes import MIB, PodCase, SeenPod, check_always, pods
-from tests.e2e.pods import Pods
+from tests.e2e.pods import Pods, failure
 from tests.e2e.test_any_config import REFUSALS, examples
 from tests.e2e.test_lifecycle import porto_socket
 from tests.e2e.view import parse, script
@@ -31,8 +32,8 @@ def left(node: Node, porto: Client) -> set[str]:
         found |= {str(path) for path in directory.iterdir()}
     leases = here / "leases" / "pods"
     found |= {str(path) for path in leases.iterdir() if path.name[0].isdigit()} if leases.exists() else set()
-    points = (line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
-    found |= {f"mount: {point}" for point in points if point.startswith((str(here), "/run/netns/"))}
+    lines = (line.split(" ") for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    found |= {f"mount: {fields[0]} {fields[4]}" for fields in lines}
     return found | {f"CRI: {s.id}" for s in node.cri.ListPodSandbox(pb.ListPodSandboxRequest()).items}
 
 
@@ -72,7 +73,7 @@ def create(made: Pods, case: PodCase) -> str:
     if not case.config.metadata.name:
         case.config.metadata.name = base.metadata.name
     case.config.metadata.namespace, case.config.metadata.uid = base.metadata.namespace, base.metadata.uid
-    if not case.config.log_directory:
+    if not case.config.log_directory and case.has_logs:
         case.config.log_directory = base.log_directory
     request = pb.RunPodSandboxRequest(config=case.config, runtime_handler=case.handler)
     sandbox: str = made.cri.RunPodSandbox(request).pod_sandbox_id
@@ -82,20 +83,34 @@ def create(made: Pods, case: PodCase) -> str:
 
 def check_honoured(made: Pods, porto: Client, case: PodCase, sandbox: str) -> None:
     container = made.container(sandbox)
+    check_privileged(made, case, sandbox)
     pid = porto.get_property(f"{sandbox}/pause", "root_pid")
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     pause = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
     mounts = [line.split() for line in Path(f"/proc/{pid}/mounts").read_text().splitlines()]
     pause["root"] = next(words[3] for words in mounts if words[1] == "/")
+    pause["processes"] = os.readlink(f"/proc/{pid}/ns/pid")
     seen = SeenPod(
         view=parse(made.shell(container, script(case.probes))),
         status=made.sandbox_status(sandbox),
+        container=made.status(container),
         limits=in_force(porto, sandbox),
         pause=pause,
     )
     check_always(case, seen)
     for check in case.checks:
         check(seen)
+
+
+def check_privileged(made: Pods, case: PodCase, sandbox: str) -> None:
+    """Such a container is for such a pod."""
+    security = pb.LinuxContainerSecurityContext(privileged=True)
+    linux = pb.LinuxContainerConfig(security_context=security)
+    if case.security.privileged:
+        made.create(sandbox, "true", linux=linux)
+    else:
+        code, text = failure(made.create, sandbox, "true", linux=linux)
+        assert (code, "linux.security_context.privileged" in text) == ("INVALID_ARGUMENT", True), text
 
 
 LIMITS = st.fixed_dictionaries(

@@ -34,7 +34,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     specs: list[object] = [pytest.param(name, marks=pytest.mark.skip(reason)) for name, reason in EXCLUDED.items()]
     if critest_path() is not None:
-        specs += Suite(Path(tempfile.gettempdir())).names()
+        specs += sorted(Suite(Path(tempfile.gettempdir())).names())  # it lists them in random order
     metafunc.parametrize("spec", specs, ids=str)
 
 

@@ -264,7 +264,7 @@ def test_not_in_the_machines_own_namespaces(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.root
 def test_mounts_go_before_files_and_originals_stay(tmp_path: Path) -> None:
-    """A bind mount of a tree with mounts, as portoshim has one of /sys: neither its files nor its mounts are ours."""
+    """A bind mount of a tree with mounts, such as /sys: neither its files nor its mounts are ours."""
     original, copy = tmp_path / "original", tmp_path / "run" / "with space" / "copy"
     inner = original / "inner"
     for directory in (original, copy):

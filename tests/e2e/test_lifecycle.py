@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -426,6 +427,18 @@ class TestNothingIsLeft:
 
 def porto_socket(node: Node) -> str:
     return node.porto_socket or str(node.directory / "porto.sock")
+
+
+def porto_pid(node: Node) -> int:
+    """The process that serves Porto: that which listens, or with portod, which has a master, its child."""
+    with socket.socket(socket.AF_UNIX) as peer:
+        until(lambda: peer.connect_ex(porto_socket(node)) == 0)
+        pid = int(struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
+    if node.porto_socket:
+        # Containers become the master's children, too.
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return next(int(child) for child in children if Path(f"/proc/{child}/comm").read_text() == "portod\n")
+    return pid
 
 
 def traces(node: Node) -> dict[str, list[str]]:

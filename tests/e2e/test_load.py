@@ -8,15 +8,12 @@ from __future__ import annotations
 import os
 import random
 import signal
-import socket
-import struct
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import grpc
 import pytest
@@ -24,7 +21,7 @@ import pytest
 from shim_core.cri.v1 import api_pb2 as pb
 from tests.e2e.conftest import pull
 from tests.e2e.pods import Pods, until
-from tests.e2e.test_lifecycle import descriptors, porto_socket, traces
+from tests.e2e.test_lifecycle import descriptors, porto_pid, traces
 from tools.node import Node
 from tools.registry import LocalRegistry
 
@@ -297,15 +294,3 @@ def _persist(pods: Pods, config: pb.PodSandboxConfig) -> None:
         return True
 
     until(removed, timeout_s=60)
-
-
-def porto_pid(node: Node) -> int:
-    """The process that serves Porto: that which listens, or with portod, which has a master, its child."""
-    with socket.socket(socket.AF_UNIX) as peer:
-        until(lambda: peer.connect_ex(porto_socket(node)) == 0)
-        pid = int(struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
-    if node.porto_socket:
-        # Containers become the master's children, too.
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return next(int(child) for child in children if Path(f"/proc/{child}/comm").read_text() == "portod\n")
-    return pid

@@ -237,6 +237,22 @@ class TestPlaces:
         container = pods.container(sandbox, "sleep", "1000", mounts=[mount("/proc/cpuinfo", tmp_path / "cpuinfo")])
         assert pods.shell(container, "cat /proc/cpuinfo") == "one\n"
 
+    def test_numbers_in_the_proc_of_another_container(
+        self, pods: Pods, sandbox: str, registry: LocalRegistry, node: Node, tmp_path: Path
+    ) -> None:
+        """That is mounted after everything else: a link that leads there changes nothing."""
+        links = images.layer([images.File("numbers", link="/proc/cpuinfo")])
+        images.push(images.busybox(extra=[links]), registry, "public/numbers", ["1"])
+        image = pb.ImageSpec(image=pull(node, f"{registry.address}/public/numbers:1"))
+        target = pb.LinuxContainerConfig()
+        options = target.security_context.namespace_options
+        options.pid, options.target_id = pb.TARGET, pods.container(sandbox)
+        (tmp_path / "cpuinfo").write_text("one\n")
+        for path in ("/proc/cpuinfo", "/numbers"):
+            mounts = [mount(path, tmp_path / "cpuinfo")]
+            code, text = failure(pods.create, sandbox, "true", mounts=mounts, image=image, linux=target)
+            assert (code, "mounts[0].container_path" in text) == ("UNIMPLEMENTED", True)
+
     def test_two_at_one_place(self, pods: Pods, sandbox: str, tmp_path: Path) -> None:
         wanted = [mount("/x", tmp_path), mount("/y", tmp_path), mount("/x/", tmp_path)]
         code, text = failure(pods.create, sandbox, "true", mounts=wanted)

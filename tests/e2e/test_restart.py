@@ -6,7 +6,6 @@ import os
 import random
 import select
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from porto_api import Client
 from shim_core.cri.v1 import api_pb2 as pb
 from tests.e2e.conftest import pull
 from tests.e2e.pods import Pods, until
-from tests.e2e.test_lifecycle import porto_socket, traces
+from tests.e2e.test_lifecycle import porto_pid, porto_socket, traces
 from tools.node import Node
 from tools.registry import LocalRegistry
 
@@ -171,12 +170,7 @@ def test_containers_that_no_record_knows_are_destroyed(own: Node, own_pods: Pods
 @pytest.mark.skipif("PORTO_SOCKET" in os.environ, reason="not our portod to end")
 def test_without_porto_it_says_so_and_recovers(own: Node, own_pods: Pods) -> None:
     sandbox = own_pods.run()
-    daemon = subprocess.run(
-        ["pgrep", "-f", "shim_embedded_porto.*--socket"], capture_output=True, text=True, check=True
-    )
-    pids = [int(pid) for pid in daemon.stdout.split()]
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+    os.kill(porto_pid(own), signal.SIGKILL)
 
     # The supervisor brings it back; until then nothing is an empty list.
     def listed() -> list[str] | None:

@@ -217,9 +217,11 @@ def metadata(draw: Draw, case: Case) -> None:
         target.update(
             draw(st.dictionaries(texts.filter(lambda key: not key.startswith("cdi.k8s.io/")), texts, max_size=4))
         )
+    case.config.metadata.attempt = draw(st.sampled_from((0, 1, 2**32 - 1)))
     case.config.image.annotations.update(draw(st.dictionaries(texts, texts, max_size=2)))
     case.config.image.user_specified_image = draw(texts)
     case.config.image.runtime_handler = draw(st.sampled_from(("", "porto")))
+    case.checks.append(lambda seen: _equal(seen.status.metadata, case.config.metadata, "metadata"))
     case.checks.append(lambda seen: _equal(dict(seen.status.labels), dict(case.config.labels), "labels"))
     case.checks.append(lambda seen: _equal(dict(seen.status.annotations), dict(case.config.annotations), "annotations"))
     case.checks.append(lambda seen: _equal(seen.status.image, case.config.image, "image"))
@@ -515,6 +517,18 @@ def devices(draw: Draw, case: Case) -> None:
         number = os.stat(source).st_rdev
         expected = f"{os.major(number):x} {os.minor(number):x}"
         case.probe(f"$B stat -c '%t %T' '{target}'", partial(_is, expected))
+        for access, command in (("r", f": < '{target}'"), ("w", f": >> '{target}'")):
+            case.probe(command, partial(_is_allowed, case, source, access))
+
+
+def _is_allowed(case: Case, source: str, access: str, output: str, code: int) -> bool:
+    """Permissions are those of a device, by whatever path; the file's own come on top for all but root."""
+    named = [device for device in case.config.devices if device.host_path == source]
+    allowed = case.security.privileged or any(access in (device.permissions or "rwm") for device in named)
+    if not allowed:
+        return code != 0
+    root = case.security.run_as_user.value == 0 and case.security.run_as_username in ("", "root")
+    return code == 0 or (not root and "Permission denied" in output)
 
 
 def cdi(draw: Draw, case: Case) -> None:
@@ -535,18 +549,33 @@ def limits(draw: Draw, case: Case) -> None:
     for name in draw(
         st.lists(st.sampled_from(("memory", "quota", "shares", "cpus", "pids", "oom", "huge")), unique=True)
     ):
+        # Each can be said by the field, or in the words of cgroup v2.
+        by_knob = draw(st.booleans())
         if name == "memory":
-            resources.memory_limit_in_bytes = expected["memory"] = draw(st.sampled_from((64, 100, 4096))) * MIB
-            resources.memory_swap_limit_in_bytes = draw(st.sampled_from((0, resources.memory_limit_in_bytes)))
+            limit = expected["memory"] = draw(st.sampled_from((64, 100, 4096))) * MIB
+            if by_knob:
+                resources.unified["memory.max"] = str(limit)
+            else:
+                resources.memory_limit_in_bytes = limit
+                resources.memory_swap_limit_in_bytes = draw(st.sampled_from((0, limit)))
+            case.checks.append(partial(_check_swap, limit))
         elif name == "quota":
             period = draw(st.sampled_from((1000, 50000, 100000, 1000000)))
             quota = draw(st.sampled_from((1000, 12345, 100000)))
             # More than there is would be what there is; with hardly any the container would tell us too late.
             if period // 4 <= quota <= period * (os.cpu_count() or 1):
-                resources.cpu_quota, resources.cpu_period = quota, period
+                if by_knob:
+                    resources.unified["cpu.max"] = f"{quota} {period}"
+                else:
+                    resources.cpu_quota, resources.cpu_period = quota, period
                 expected["quota_us"], expected["period_us"] = quota, period
+        elif name == "shares" and by_knob:
+            weight, expected["shares"] = draw(st.sampled_from(((1, 10), (50, 512), (100, 1024), (10000, 102400))))
+            resources.unified["cpu.weight"] = str(weight)
         elif name == "shares":
             resources.cpu_shares = expected["shares"] = draw(st.sampled_from((2, 3, 102, 1024, 2047, 262144)))
+        elif name == "cpus" and by_knob:
+            resources.unified["cpuset.cpus"], expected["cpus"] = "0", "0"
         elif name == "cpus":
             resources.cpuset_cpus, expected["cpus"] = "0", "0"
             resources.cpuset_mems = draw(st.sampled_from(("", "0"))) if _has_one_memory_node() else ""
@@ -559,8 +588,12 @@ def limits(draw: Draw, case: Case) -> None:
             case.checks.append(partial(_check_oom, score))
 
         else:
+            if by_knob:
+                resources.unified["hugetlb.2MB.max"] = "0"
             resources.hugepage_limits.add(page_size="2MB", limit=0)
             resources.hugepage_limits.add(page_size="1GB", limit=0)
+            # None is where Porto can't limit them: nobody is given any there.
+            case.checks.append(lambda seen: _in(seen.limits.huge_pages, (0, None), "huge pages"))
     if draw(st.booleans()):
         resources.unified["memory.oom.group"] = draw(st.sampled_from(("0", "1")))
     wanted = pb.LinuxContainerResources()
@@ -580,7 +613,9 @@ def _has_one_memory_node() -> bool:
 
 
 def log(draw: Draw, case: Case) -> None:
-    case.config.log_path = draw(st.sampled_from(("a.log", "dir/below/b.log", "é ü.log", "x" * 200)))
+    wanted = draw(st.sampled_from(("a.log", "dir/below/b.log", "é ü.log", "x" * 200)))
+    case.config.log_path = wanted
+    case.checks.append(lambda seen: _equal(seen.status.log_path.endswith(f"/{wanted}"), True, seen.status.log_path))
 
 
 WISHES: tuple[Wish, ...] = (
@@ -591,6 +626,10 @@ WISHES: tuple[Wish, ...] = (
 
 def _is(expected: str, output: str, _code: int) -> bool:
     return output == expected
+
+
+def _check_swap(limit: int, seen: Seen) -> None:
+    _in(seen.limits.memory_and_swap, (limit, None), "memory and swap")
 
 
 def _check_oom(score: int, seen: Seen) -> None:

@@ -33,7 +33,7 @@ def porto(daemon: Daemon) -> Iterator[Client]:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A layer with a shell, as an archive."""
     path = tmp_path_factory.mktemp("layers") / "base.tar"

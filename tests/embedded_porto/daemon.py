@@ -63,11 +63,26 @@ class Daemon:
         """The file that has a crashing daemon count its calls."""
         return self.directory / "trigger"
 
-    def arm(self, call: int) -> None:
-        """Have a crashing daemon count from now on."""
-        whole = self.trigger.with_suffix(".new")
-        whole.write_text(str(call))
-        whole.rename(self.trigger)
+    def arm(self, call: int, *, victim: int = 0, counted: str = "") -> None:
+        """Have a crashing daemon count from now on, see :mod:`tests.embedded_porto.crashing`.
+
+        :param victim: who ends at that call. :param counted: ``keeper`` or ``forked``: where calls are counted.
+        """
+        trigger = self._trigger(counted)
+        whole = Path(f"{trigger}.new")
+        whole.write_text(f"{call} {victim}")
+        whole.rename(trigger)
+
+    def disarm(self, *, counted: str = "") -> int:
+        """Have it count no more; how many calls there were, if they were to be counted alone."""
+        self._trigger(counted).unlink()
+        try:
+            return int(Path(f"{self._trigger(counted)}.count").read_text())
+        except FileNotFoundError:
+            return 0
+
+    def _trigger(self, counted: str) -> Path:
+        return self.trigger.with_suffix(f".{counted}" if counted else "")
 
     def start(self, *, crashing: bool = False) -> None:
         """Start it; returns when it answers.

@@ -122,8 +122,9 @@ def test_states(daemon: Daemon, porto: Client) -> None:
 
 
 def test_a_stop_that_was_under_way_has_to_be_asked_for_again(daemon: Daemon, porto: Client) -> None:
-    start(porto, "a", shell("trap 'echo term' TERM; while :; do sleep 0.02; done"))
+    start(porto, "a", shell("trap 'echo term' TERM; echo up; while :; do sleep 0.02; done"))
     pid = root_pid(porto, "a")
+    eventually(lambda: "up" in porto.get_property("a", "stdout"))
     stopping = threading.Thread(target=_stop_quietly, args=(porto, "a"))
     stopping.start()
     eventually(lambda: "term" in porto.get_property("a", "stdout"))

@@ -25,7 +25,7 @@ def _nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "_OTHER_PROCESS_S", 0.05)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def fast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory in memory, where the stage has one that layers can be in: everything here is synced all the time."""
     with scratch(os.environ.get("SHIM_STAGE_DIR")) as directory:
@@ -69,7 +69,7 @@ def make_node(tmp_path: Path) -> Iterator[MakeNode]:
         fake.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def registries(fast: Path) -> Iterator[Callable[..., LocalRegistry]]:
     """Registries by their options, started when first asked for: ``registries(auth="token")``."""
     started: dict[str, LocalRegistry] = {}

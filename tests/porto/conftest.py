@@ -27,7 +27,7 @@ class UnderTest:
     embedded: bool
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def under_test() -> Iterator[UnderTest]:
     named = os.environ.get("PORTO_SOCKET")
     if named:
@@ -42,7 +42,7 @@ def embedded(under_test: UnderTest) -> bool:
     return under_test.embedded
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def session_client(under_test: UnderTest) -> Iterator[Client]:
     with Client(under_test.socket, timeout_s=60) as client:
         assert not client.list_containers(), "these tests take a Porto without containers"
@@ -57,13 +57,13 @@ def porto(session_client: Client) -> Iterator[Client]:
     _clean(session_client)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tarballs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory for archives that Porto can read."""
     return tmp_path_factory.mktemp("tarballs")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def base_layer(session_client: Client, tarballs: Path) -> Iterator[str]:
     """A layer with a shell."""
     directories = [images.File("work"), images.File("mnt")]

@@ -94,7 +94,7 @@ def test_the_end_of_the_command_is_the_end_of_all(porto: Client, parent: str) ->
 def test_it_ends_with_its_parent(porto: Client, parent: str) -> None:
     start(porto, "p/x", isolate=False)
     porto.kill(parent, 9)
-    eventually(lambda: state(porto, "p/x") == "dead")
+    eventually(lambda: {state(porto, name) for name in ("p", "p/x")} == {"dead"})
     with refused(errors.InvalidState, "Cannot start container p in state dead"):
         start(porto, "p/y", "true", isolate=False)
     assert porto.list_containers() == ["p", "p/x"]

@@ -124,7 +124,7 @@ class TestCounting:
         ({"label": "TEST.*", "state": "meta"}, {("b", "TEST.x")}),
         ({"label": "NOPE.x"}, set()),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_finding(porto: Client, options: dict[str, Any], found: set[tuple[str, str]]) -> None:
     porto.create("b")

@@ -20,6 +20,11 @@ def own(porto: Client, name: str, parent: int | str) -> set[str]:
     return {kind for kind in KINDS if namespace(pid, kind) != namespace(parent, kind)}
 
 
+def _in_words(value: object) -> str:
+    """The same in every process: a set has no order of its own."""
+    return str(sorted(value)) if isinstance(value, set) else str(value)
+
+
 @pytest.mark.parametrize(
     ("properties", "isolated", "shared"),
     [
@@ -30,7 +35,7 @@ def own(porto: Client, name: str, parent: int | str) -> set[str]:
         ({"virt_mode": "os"}, {*ISOLATED, "net"}, {"mnt", "net"}),
         ({"userns": True}, set(KINDS), {"mnt", "net", "user", "cgroup"}),
     ],
-    ids=str,
+    ids=_in_words,
 )
 def test_on_the_first_level(porto: Client, properties: dict[str, Any], isolated: set[str], shared: set[str]) -> None:
     for isolate, expected in ((True, isolated), (False, shared)):
@@ -52,7 +57,7 @@ def test_on_the_first_level(porto: Client, properties: dict[str, Any], isolated:
         ({"unshare_on_exec": True}, ISOLATED, {"mnt"}),
         ({"virt_mode": "job"}, set(), set()),
     ],
-    ids=str,
+    ids=_in_words,
 )
 def test_below_another(
     porto: Client, properties: dict[str, Any], isolated: set[str], shared: set[str], parent_isolate: bool

@@ -116,7 +116,9 @@ class TestEvery:
             record.wait_for("old", "stopped")
 
     def test_each_change_in_order(self, porto: Client) -> None:
+        porto.create("before")
         with Record(porto, ["***"]) as record:
+            record.wait_for("before", "stopped")  # from now on it is told everything
             start(porto, "a")
             porto.pause("a")
             porto.resume("a")
@@ -150,15 +152,18 @@ class TestEvery:
         assert [event.state for event in record.events] == ["dead"]
 
     def test_labels(self, porto: Client) -> None:
-        with Record(porto, ["a"], labels=["TEST.*"]) as record:
+        porto.create("before")
+        porto.set_label("before", "TEST.x", "0")
+        with Record(porto, ["a", "before"], labels=["TEST.*"]) as record:
+            eventually(lambda: record.events)  # from now on it is told everything
             porto.create("a")
             record.wait_for("a", "stopped")
             porto.set_label("a", "TEST.x", "1")
             porto.set_label("a", "OTHER.x", "1")
             porto.inc_label("a", "TEST.n")
             porto.set_label("a", "TEST.x", "")
-            eventually(lambda: len(record.events) >= 4)
-        labels = [(event.label, event.value) for event in record.events if event.label]
+            eventually(lambda: len(record.events) >= 5)
+        labels = [(event.label, event.value) for event in record.events if event.label and event.name == "a"]
         assert labels == [("TEST.x", "1"), ("TEST.n", "1"), ("TEST.x", "")]
 
     def test_a_start_that_fails(self, porto: Client) -> None:

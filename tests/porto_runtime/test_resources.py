@@ -65,8 +65,9 @@ class TestSpec:
         limits = Limits(
             hugepage_limits=[pb.HugepageLimit(page_size="2MB", limit=limit), pb.HugepageLimit(page_size="1GB")]
         )
-        made = spec_of(limits, hugetlb=hugetlb)
-        assert (made.hugetlb_limit if made.HasField("hugetlb_limit") else None) == expected
+        knob = Limits(unified={"hugetlb.2MB.max": str(limit)})
+        for made in (spec_of(limits, hugetlb=hugetlb), spec_of(knob, hugetlb=hugetlb)):
+            assert (made.hugetlb_limit if made.HasField("hugetlb_limit") else None) == expected
 
 
 class TestChecks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,3 +78,25 @@ class TestRefresh:
 def test_who_lists_sandboxes_asks_for_nothing_else(parts: Parts) -> None:
     states.refresh_sandboxes(cast("Runtime", parts))
     assert parts.porto.asked == ["*", "*/pause"]
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (0, 0),
+        (7 << 8, 7),
+        (255 << 8, 255),
+        (signal.SIGKILL, 137),
+        (signal.SIGTERM, 143),
+        (signal.SIGSEGV, 139),
+        (signal.SIGSEGV | 0x80, 139),
+        (signal.SIGABRT | 0x80, 134),
+        # What portod makes of a command that has exited with such a code.
+        (163 - 34, 163),
+        (171 - 34, 171),
+        (177 - 34, 177),
+        (195 - 34, 195),
+    ],
+)
+def test_exit_codes(status: int, code: int) -> None:
+    assert states.exit_code(status) == code

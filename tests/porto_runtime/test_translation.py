@@ -136,11 +136,11 @@ class TestSpecs:
         return pb.PodSandboxConfig(metadata=metadata, **fields)
 
     def test_a_sandbox(self) -> None:
-        made = spec.sandbox("n", "a" * 64, "shim", self.sandbox(hostname="web-0"), "net-1", [], hugetlb=True)
+        net = ("netns", "net-1")
+        made = spec.sandbox("n", "a" * 64, "shim", self.sandbox(hostname="web-0"), net, [], hugetlb=True)
         assert made.enable_porto == "none"
         assert (made.net.cfg[0].opt, list(made.net.cfg[0].arg)) == ("netns", ["net-1"])
         assert made.hostname == "web-0"
-        assert spec.sandbox("n", "a" * 64, "shim", self.sandbox(), None, [], hugetlb=True).net.cfg[0].opt == "inherited"
 
     @pytest.mark.parametrize("field", ["name", "namespace", "uid"])
     def test_metadata_has_to_be_there(self, field: str) -> None:
@@ -199,3 +199,17 @@ class TestSpecs:
 def test_exit_codes(status: int, code: int) -> None:
     assert os.WIFEXITED(status) or os.WIFSIGNALED(status)
     assert states.exit_code(status) == code
+
+
+@pytest.mark.parametrize(
+    ("error", "gone"),
+    [
+        (porto.Unknown("No such process: kill 17"), True),
+        (porto.Unknown("No such file or directory: Cannot open /proc/17/ns/ipc"), True),
+        (porto.Unknown("Task is not running"), True),
+        (porto.Unknown("No such file or directory: open /etc/passwd"), False),
+        (porto.InvalidValue("No such process"), False),
+    ],
+)
+def test_what_comes_of_a_process_that_has_just_ended(error: porto.PortoError, gone: bool) -> None:
+    assert porto_errors.is_of_gone_process(error) is gone

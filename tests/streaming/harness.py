@@ -50,6 +50,10 @@ class Harness:
         return server
 
     @property
+    def base_url(self) -> str:
+        return self.server.base_url
+
+    @property
     def port(self) -> int:
         sock = self.server._sock
         assert sock is not None

@@ -54,6 +54,7 @@ class LocalRuntime:
         self.killed = 0
         self.dialled: list[int] = []
         self.on_exec: Callable[[ExecSession, CallContext], int | None] | None = None
+        self.on_terminal: Callable[[ExecSession], tuple[int, int] | None] | None = None
         self.on_dial: Callable[[PortForwardSession], socket.socket | None] | None = None
         self._lock = threading.Lock()
 
@@ -75,6 +76,10 @@ class LocalRuntime:
         elif session.container_id != CONTAINER and session.container_id not in self.containers:
             raise NotFound(f"no container {session.container_id}")
         return True
+
+    @hookimpl
+    def stream_terminal(self, session: ExecSession) -> tuple[int, int] | None:
+        return self.on_terminal(session) if self.on_terminal else None
 
     @hookimpl
     def stream_exec(self, session: ExecSession, context: CallContext) -> int | None:

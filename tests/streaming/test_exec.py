@@ -13,6 +13,7 @@ from shim_core.context import CallContext
 from shim_core.errors import FailedPrecondition
 from shim_core.types import ExecSession
 from tests.streaming.harness import Harness, eventually, limits
+from tests.streaming.local_runtime import CONTAINER
 from tests.streaming.spdy_client import SpdyCommand
 from tests.streaming.websocket_client import WebSocketCommand
 
@@ -146,6 +147,32 @@ def test_terminal(harness: Harness, protocol: str) -> None:
     assert client.exit_code() == 5
     assert client.out.startswith(b"/dev/pts/")
     assert client.out.endswith(b"\r\n")
+
+
+def test_a_terminal_of_the_containers_own(harness: Harness) -> None:
+    made: list[str] = []
+
+    def open_one(session: ExecSession) -> tuple[int, int]:
+        assert (session.container_id, session.command, session.tty) == (CONTAINER, ("tty",), True)
+        master, slave = os.openpty()
+        made.append(os.ttyname(slave))
+        return master, slave
+
+    harness.runtime.on_terminal = open_one
+    client = start(harness, BOTH[0], "tty", tty=True)
+    assert client.exit_code() == 0
+    assert client.out.decode() == f"{made[0]}\r\n"
+
+
+@pytest.mark.parametrize("problem", [FailedPrecondition("it has no terminals"), ValueError("a bug")])
+def test_a_container_that_has_no_terminals(harness: Harness, problem: Exception) -> None:
+    def refuse(_session: ExecSession) -> None:
+        raise problem
+
+    harness.runtime.on_terminal = refuse
+    client = start(harness, BOTH[0], "tty", tty=True)
+    assert client.exit_code() == 0
+    assert client.out.startswith(b"/dev/pts/")
 
 
 @pytest.mark.parametrize("protocol", BOTH)

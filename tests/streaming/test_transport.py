@@ -95,6 +95,17 @@ def test_buffers_go_out_in_order(loop: Loop, wire: Wire) -> None:
     assert received == expected
 
 
+@pytest.mark.parametrize("tls", [False, True])
+def test_an_empty_buffer_comes_to_nothing(loop: Loop, tls: bool, tmp_path: Path) -> None:
+    wire = Wire(loop, tmp_path if tls else None)
+    wire.transport.start(b"")
+    wire.transport.write(b"")
+    wire.transport.write(b"data", memoryview(b""))
+    run(loop, lambda: wire.transport.waiting_bytes == 0)
+    assert wire.client.recv(100) == b"data"
+    wire.close()
+
+
 def test_congestion(loop: Loop, wire: Wire) -> None:
     wire.transport.start(b"")
     total = 0

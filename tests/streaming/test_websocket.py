@@ -131,6 +131,27 @@ def test_hostile_frames_are_refused(data: bytes) -> None:
         list(Pair().endpoint.receive(data))
 
 
+@pytest.mark.parametrize("length", [0, 1, 125, 126, 127, 65535, 65536, 1 << 18])
+def test_messages_of_any_size_are_sent(length: int) -> None:
+    """In as many parts as they come in, and one frame."""
+    pair = Pair()
+    payload = bytes(range(256)) * (length // 256 + 1)
+    pair.endpoint.send_binary(payload[: length // 3], memoryview(payload)[length // 3 : length])
+    pair.endpoint.send_binary(b"next")
+    whole, following = b"", pair.events()
+    while not (event := following.pop(0)).message_finished:  # type: ignore[attr-defined]
+        whole += event.data  # type: ignore[attr-defined]
+    assert whole + event.data == payload[:length]  # type: ignore[attr-defined]
+    assert [event.data for event in following] == [b"next"]  # type: ignore[attr-defined]
+
+
+def test_nothing_is_sent_after_our_close() -> None:
+    pair = Pair()
+    pair.endpoint.close()
+    pair.endpoint.send_binary(b"late")
+    assert [type(event) for event in pair.events()] == [ws.CloseConnection]
+
+
 def test_pings_are_answered() -> None:
     pair = Pair()
     list(pair.endpoint.receive(pair.client.send(ws.Ping(payload=b"abc"))))

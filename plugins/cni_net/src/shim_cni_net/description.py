@@ -34,23 +34,11 @@ def describe(attachment: Attachment, preference: IpPreference) -> NetworkAttachm
     info: dict[str, Any] = {"cniResult": shown[0]}
     if len(shown) > 1:
         info["cniResults"] = {ifname(index): result for index, result in enumerate(shown)}
-    pod_addresses = addresses(shown[0], preference)
-    if not attachment.netns_path:
-        info["runtimeNetwork"] = _own_network(pod_addresses)
     return NetworkAttachment(
         netns_path=attachment.netns_path,
-        addresses=pod_addresses,
+        addresses=addresses(shown[0], preference),
         interfaces=tuple(
             interface for index, result in enumerate(shown) for interface in results.interfaces(result, ifname(index))
         ),
         info=info,
     )
-
-
-def _own_network(pod_addresses: tuple[str, ...]) -> dict[str, str]:
-    """Porto's properties for a network that Porto makes itself: portoshim's, for a portod in a container."""
-    return {
-        "net": f"L3 {ifname(0)}",
-        "ip": ";".join(f"{ifname(0)} {address}" for address in pod_addresses),
-        "userns": "true",
-    }

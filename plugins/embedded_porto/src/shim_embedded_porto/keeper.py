@@ -23,6 +23,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from shim_embedded_porto import build, kernel, launch
+from shim_embedded_porto.removal import try_remove_tree
 from shim_embedded_porto.title import Title
 
 if TYPE_CHECKING:
@@ -307,7 +308,7 @@ class Keeper:
             _kill(started.waiting)
             started.waiting = 0
         if started.plan["bundle"]:
-            shutil.rmtree(started.plan["bundle"], ignore_errors=True)
+            try_remove_tree(started.plan["bundle"])
 
     def _map_users(self, started: _Launch) -> None:
         """Porto's mapping: the task's user is 0 inside, and every other id itself as far as possible."""

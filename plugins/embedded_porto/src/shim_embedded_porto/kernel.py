@@ -24,9 +24,10 @@ PR_CAPBSET_DROP, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, PR_CAP_AMBIENT_CLEAR_ALL 
 SECBIT_KEEP_CAPS, SECBIT_NO_SETUID_FIXUP = 1 << 4, 1 << 2
 
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC, AT_RECURSIVE, AT_EMPTY_PATH = 1, os.O_CLOEXEC, 0x8000, 0x1000
+AT_SYMLINK_NOFOLLOW = 0x100
 MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = 0x1, 0x2
-RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 0x2, 0x4, 0x10
+RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH, RESOLVE_IN_ROOT = 0x1, 0x2, 0x4, 0x8, 0x10
 O_PATH = getattr(os, "O_PATH", 0x200000)
 
 _X86 = os.uname().machine == "x86_64"
@@ -67,6 +68,13 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
 
 
 def umount(target: str, flags: int = MNT_DETACH | UMOUNT_NOFOLLOW) -> None:
+    """umount2(2).
+
+    What others have mounted below a lazily unmounted one goes along, and stays where else it is mounted: it is cut off
+    from its peers first, since unmounting a bind mount of /sys would otherwise take what is below the machine's own.
+    """
+    if flags & MNT_DETACH:
+        isolate(target)
     _check(_libc.umount2(os.fsencode(target), flags), f"umount({target})")
 
 
@@ -90,6 +98,13 @@ def bind(source: str, target: str, flags: int = 0) -> None:
 def propagate(target: str, flags: int) -> None:
     """Change how mounts below ``target`` spread."""
     mount("", target, "", flags)
+
+
+def isolate(target: str) -> None:
+    """Cut a mount, and all below it, off from its peers; nothing happens to what is no mount."""
+    attributes = struct.pack("<4Q", 0, 0, MS_PRIVATE, 0)
+    flags = AT_SYMLINK_NOFOLLOW | AT_RECURSIVE
+    _libc.syscall(_SYS_MOUNT_SETATTR, -100, os.fsencode(target), flags, attributes, len(attributes))
 
 
 def open_tree(path: str) -> int:
@@ -135,8 +150,18 @@ def move_mount_to(fd: int, target_fd: int) -> None:
 def open_in(root: int, path: str, flags: int, mode: int = 0, *, symlinks: bool = True) -> int:
     """Open a path whose ``/`` and ``..`` can't lead out of the directory ``root`` is open on (openat2(2))."""
     resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | (0 if symlinks else RESOLVE_NO_SYMLINKS)
+    return _openat2(root, path, flags, mode, resolve)
+
+
+def open_directory_below(directory: int, name: str) -> int:
+    """Open a directory in another one, to be read: on the same mount, and by no symbolic link (openat2(2))."""
+    resolve = RESOLVE_BENEATH | RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS
+    return _openat2(directory, name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, 0, resolve)
+
+
+def _openat2(directory: int, path: str, flags: int, mode: int, resolve: int) -> int:
     how = struct.pack("<QQQ", flags | os.O_CLOEXEC, mode, resolve)
-    return _check(int(_libc.syscall(_SYS_OPENAT2, root, os.fsencode(path), how, len(how))), path)
+    return _check(int(_libc.syscall(_SYS_OPENAT2, directory, os.fsencode(path), how, len(how))), path)
 
 
 def unescape(path: str) -> str:

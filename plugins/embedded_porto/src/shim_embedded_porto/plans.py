@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from porto_api import rpc_pb2 as pb
-from shim_embedded_porto import capabilities, kernel, limits, oci, paths, streams
+from shim_embedded_porto import capabilities, kernel, limits, oci, paths, rights, streams
 from shim_embedded_porto.access import Access
 from shim_embedded_porto.cgroups.control import IO_PRIORITIES, scheduling
 from shim_embedded_porto.cgroups.hierarchy import Cgroups
@@ -70,6 +70,7 @@ class Host:
     """Where crun works."""
     root: Container
     """Holds the machine's resolv.conf."""
+    origin: rights.Origin
 
 
 def new_mount_namespace(ct: Container) -> bool:
@@ -330,7 +331,7 @@ def _mounts(prepared: Prepared, ct: Container, client: Client, host: Host) -> No
     builds = paths.normal(ct.root) != "/"
     binds = _binds(ct)
     for bind in binds:
-        _check_bind(bind, ct, client)
+        _check_bind(bind, ct, client, host)
     run: list[Directory] = []
     if builds:
         _check_root(ct)
@@ -339,7 +340,7 @@ def _mounts(prepared: Prepared, ct: Container, client: Client, host: Host) -> No
             # The parent has no mounts to hide or to add: what Porto itself sees is the same.
             del plan["join"]["mnt"]
     files = private_files(ct, host.root)
-    if builds and ct.root_readonly:
+    if builds and (ct.root_readonly or os.statvfs(ct.root_path).f_flag & os.ST_RDONLY):
         _check_places(ct.root_path, files, [bind.target for bind in binds])
     mounts: MountPlan = {
         "parent_root": "/" if "mnt" in plan["join"] else ct.parent.root_path,
@@ -409,7 +410,7 @@ def _bind_plan(bind: Bind, ct: Container) -> BindPlan:
     return {"source": bind.source, "target": bind.target, "flags": flags, "uid": owner.uid, "gid": owner.gid}
 
 
-def _check_bind(bind: Bind, ct: Container, client: Client) -> None:
+def _check_bind(bind: Bind, ct: Container, client: Client, host: Host) -> None:
     assert ct.parent is not None
     if "dev" in bind.flags and ct.owner.uid != 0:
         raise permission("Not enough permissions to allow devices at bind mount")
@@ -418,17 +419,44 @@ def _check_bind(bind: Bind, ct: Container, client: Client) -> None:
         raise permission(f"{where}filesystem type is not allowed for write access")
     if ct.parent.root_path != "/" or client.task_cred.uid == 0:
         return
-    cred = client.task_cred
+    with _opened(bind.source) as fd:
+        directory = stat.S_ISDIR(os.fstat(fd).st_mode)
+        writes = not bind.read_only or (directory and paths.is_system(bind.source))
+        check = rights.check_write if writes else rights.check_read
+        try:
+            check(fd, client, host.origin)
+        except Fault as fault:
+            raise fault.within(f"Bindmount source {bind.source}") from None
+    _check_bind_target(bind.target, ct, client, host)
+
+
+def _check_bind_target(target: str, ct: Container, client: Client, host: Host) -> None:
+    """Nobody covers what isn't theirs: of the machine's files nothing, of a root's what programs rely on."""
+    machine = ct.root_path == "/"
+    if not machine and not paths.is_system(target):
+        return
+    path = paths.join(ct.root_path, target)
+    while not os.path.exists(path):
+        if not machine:
+            return
+        path = os.path.dirname(path)
+    with _opened(path) as fd:
+        try:
+            rights.check_write(fd, client, host.origin)
+        except Fault as fault:
+            raise fault.within(f"Bindmount target {target}") from None
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[int]:
     try:
-        found = os.stat(bind.source)
+        fd = os.open(path, kernel.O_PATH | os.O_CLOEXEC)
     except OSError as err:
-        raise system(err, f"Cannot open {bind.source}") from err
-    writes = not bind.read_only or (stat.S_ISDIR(found.st_mode) and paths.is_system(bind.source))
-    bit = 2 if writes else 4
-    shift = 6 if cred.uid == found.st_uid else 3 if cred.member_of(found.st_gid) else 0
-    if not found.st_mode & bit << shift:
-        kind = "write" if writes else "read"
-        raise permission(f"Bindmount source {bind.source}: {cred} has no {kind} access to {bind.source}")
+        raise system(err, f"Cannot open {path}") from err
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _check_root(ct: Container) -> None:

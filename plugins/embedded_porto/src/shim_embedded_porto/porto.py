@@ -83,7 +83,7 @@ class Porto:
         registry = Registry(self.store, self.tree.root)
         self.storages = Storages(options.place, registry.in_use, registry.rights)
         self.volumes = Volumes(self, registry)
-        self.host = Host(self.cgroups, options.socket, options.state / "bundles", self.tree.root)
+        self.host = Host(self.cgroups, options.socket, options.state / "bundles", self.tree.root, registry.rights)
         self.tree.root.place_policy = [options.place, "***"]
 
     # -- for properties --------------------------------------------------------------------------------------------

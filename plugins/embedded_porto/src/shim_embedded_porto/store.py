@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from shim_embedded_porto.removal import try_remove_tree
 
 logger = logging.getLogger("shim.embedded_porto.store")
 
@@ -39,7 +40,7 @@ class Store:
             self.rebooted = False
         if self.rebooted:
             for path in (self._containers, self._volumes, self.directory / "exits"):
-                shutil.rmtree(path, ignore_errors=True)
+                try_remove_tree(path)
         for path in (self._containers, self._volumes):
             path.mkdir(mode=0o700, exist_ok=True)
         _write(marker, boot)
@@ -64,7 +65,7 @@ class Store:
 
     def remove(self) -> None:
         """Everything, once nothing is left to remember."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        try_remove_tree(self.directory)
 
 
 def _write(path: Path, content: str) -> None:

@@ -183,6 +183,7 @@ def _create(
     config, security = record.config, record.config.linux.security_context
     profile = checks.seccomp(security, capabilities.wanted(security)[0])
     filter_ = compile_profile(profile) if profile else b""
+    protected = checks.path_options(security)
     edits = rt.cdi.edits(config)
     nodes = _nodes(config, edits)
     undo.add("remove its directories", lambda: rt.directories.remove_files(record.id))
@@ -216,7 +217,9 @@ def _create(
         rt.porto.create_from_spec(made, volumes, timeout_s=context.remaining_s(rt.porto.timeout_s))
         # What can be known only now that the root filesystem is mounted.
         mounts.find_images(plan)
-        targets.settle(plan, str(root), {*devices.OWN, *(node.container_path for node in nodes)})
+        made_nodes = {*devices.OWN, *(node.container_path for node in nodes)}
+        targets.settle(plan, str(root), made_nodes, joins_processes="pid" in joined)
+        targets.check_protected(plan, str(root), security)
         user = users.resolve(security, image.config.user, str(root))
         update = rpc_pb2.TContainerSpec(name=name)
         if plan.binds != list(made.bind.bind):
@@ -235,7 +238,7 @@ def _create(
         join=process.join_options(joined, has_filter=bool(filter_), flags=profile.flags if profile else 0),
         setup=(
             *(["-p"] if "pid" in joined else []),
-            *checks.path_options(security),
+            *protected,
             *(["-O"] if security.readonly_rootfs else []),
         ),
     )

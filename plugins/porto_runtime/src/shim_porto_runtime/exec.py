@@ -17,7 +17,7 @@ from shim_core.cri.v1 import api_pb2 as pb
 from shim_core.errors import DeadlineExceeded, FailedPrecondition, Internal, UnknownError
 from shim_core.types import ExecSession
 from shim_porto_runtime import container, process, spec, states
-from shim_porto_runtime.porto_errors import porto_errors
+from shim_porto_runtime.porto_errors import is_of_gone_process, porto_errors
 from shim_porto_runtime.records import ContainerRecord, ContainerState
 from shim_porto_runtime.starting import Report
 
@@ -127,7 +127,9 @@ class _Exec:
         with porto_errors("starting the command"):
             try:
                 self._rt.porto.create_from_spec(made, start=True, connection=self._connection)
-            except (porto.InvalidState, porto.ContainerDoesNotExist) as err:
+            except (porto.InvalidState, porto.ContainerDoesNotExist, porto.Unknown) as err:
+                if isinstance(err, porto.Unknown) and not is_of_gone_process(err):
+                    raise
                 states.refresh_container(self._rt, self._record)
                 raise FailedPrecondition(f"container {self._record.id[:13]} no longer runs") from err
             self._connection.send(self._rt.porto.wait_request([self._name]))

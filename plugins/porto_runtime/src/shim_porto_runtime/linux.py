@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -22,9 +24,9 @@ MS_PRIVATE, MS_SLAVE = 0x40000, 0x80000
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 0x2, 0x8
 
 _AT_FDCWD = -100
-_AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
+_AT_SYMLINK_NOFOLLOW, _AT_EMPTY_PATH, _AT_RECURSIVE = 0x100, 0x1000, 0x8000
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 0x1, os.O_CLOEXEC
-_MOVE_MOUNT_F_EMPTY_PATH = 0x4
+_MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH, _MOVE_MOUNT_SET_GROUP = 0x4, 0x40, 0x100
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 0x1, 0x2, 0x4, 0x8
 _ST_FLAGS = {"ro": os.ST_RDONLY, "nosuid": os.ST_NOSUID, "nodev": os.ST_NODEV, "noexec": os.ST_NOEXEC}
 _PROC_MAGIC, _SYSFS_MAGIC = 0x9FA0, 0x62656572
@@ -45,7 +47,14 @@ def mount(source: str, target: str, kind: str, flags: int = 0, options: str = ""
 
 
 def unmount(target: str) -> None:
-    """umount2(2), lazily and without following symlinks; nothing happens to what isn't mounted."""
+    """umount2(2), lazily and without following symlinks; nothing happens to what isn't mounted.
+
+    What others have mounted below goes along, and stays where else it is mounted: it is cut off from its peers first,
+    since unmounting a bind mount of /sys would otherwise take what is below the node's own.
+    """
+    attr = _MountAttr(propagation=MS_PRIVATE)
+    flags = _AT_SYMLINK_NOFOLLOW | _AT_RECURSIVE
+    _libc.syscall(_SYS_MOUNT_SETATTR, _AT_FDCWD, os.fsencode(target), flags, ctypes.byref(attr), ctypes.sizeof(attr))
     if _libc.umount2(os.fsencode(target), _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
         number = ctypes.get_errno()
         if number not in (_EINVAL, _ENOENT):
@@ -94,6 +103,48 @@ def set_mount(fd: int, attributes: int, *, propagation: int = 0, recursive: bool
 def attach_mounts(fd: int, target: str) -> None:
     """Put a detached copy at ``target``, as the calling thread sees it (move_mount(2))."""
     _check(_libc.syscall(_SYS_MOVE_MOUNT, fd, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH), target)
+
+
+def join_peers(mount_fd: int, of: str) -> None:
+    """Have a mount that is private propagate as the one does that ``of`` is on, which shows at least as much.
+
+    :raises OSError: EINVAL: it can't, or :func:`has_join_peers` says so.
+    """
+    peer = os.open(of, os.O_PATH | os.O_CLOEXEC)
+    try:
+        _check(_join(peer, mount_fd), of)
+    finally:
+        os.close(peer)
+
+
+def has_join_peers() -> bool:
+    """True where the kernel can do :func:`join_peers` (MOVE_MOUNT_SET_GROUP, Linux 5.15)."""
+    # Without descriptors it changes nothing; what it doesn't know it refuses before it looks at them.
+    return _join(-1, -1) == 0 or ctypes.get_errno() == errno.EBADF
+
+
+def _join(peer: int, mount_fd: int) -> int:
+    flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH | _MOVE_MOUNT_SET_GROUP
+    return int(_libc.syscall(_SYS_MOVE_MOUNT, peer, b"", mount_fd, b"", flags))
+
+
+def mount_id(fd: int) -> int:
+    """Which mount a descriptor is on: those that are attached nowhere have a number, too (proc(5), fdinfo)."""
+    lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("mnt_id:"))
+
+
+def mount_points() -> list[tuple[str, Sequence[str]]]:
+    """Mount points of the host, a later one above an earlier one, with their propagation (proc(5), mountinfo)."""
+    found: list[tuple[str, Sequence[str]]] = []
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        fields = os.fsdecode(line).split(" ")
+        point = _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4])
+        found.append((point, fields[6 : fields.index("-")]))
+    return found
+
+
+_OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 def mount_flags(path: str) -> frozenset[str]:

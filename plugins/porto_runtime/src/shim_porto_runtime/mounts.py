@@ -8,7 +8,6 @@ inside, the mount is attached while portoshim-init waits (``late.py``).
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -295,7 +294,7 @@ def copy_volumes(result: Plan, root: str) -> None:
 def _check_shared(source: str, name: str) -> None:
     """CRI: bidirectional propagation needs a shared mount on the host."""
     best, shared = "", False
-    for point, optional in _mounts():
+    for point, optional in linux.mount_points():
         if is_inside(source, point) and len(point) >= len(best):
             best, shared = point, any(item.startswith("shared:") for item in optional)
     if not shared:
@@ -312,21 +311,8 @@ class _Below:
         if not os.path.isdir(path):
             return False
         if self._points is None:
-            self._points = [point for point, _ in _mounts()]
+            self._points = [point for point, _ in linux.mount_points()]
         return any(point != path and is_inside(point, path) for point in self._points)
-
-
-def _mounts() -> list[tuple[str, Sequence[str]]]:
-    """Mount points of the host, with their propagation (proc(5), mountinfo)."""
-    found: list[tuple[str, Sequence[str]]] = []
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        fields = os.fsdecode(line).split(" ")
-        point = _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4])
-        found.append((point, fields[6 : fields.index("-")]))
-    return found
-
-
-_OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 def is_inside(path: str, directory: str) -> bool:

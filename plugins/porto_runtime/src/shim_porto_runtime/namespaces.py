@@ -13,9 +13,9 @@ it. Namespaced sysctls are set on the way.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -23,6 +23,9 @@ from pathlib import Path
 from shim_core.cri.v1 import api_pb2 as pb
 from shim_core.errors import InvalidArgument
 from shim_porto_runtime import linux
+from shim_porto_runtime.removal import remove_tree
+
+logger = logging.getLogger("shim.porto_runtime.namespaces")
 
 SHM_SIZE = "64m"
 _MAX_RESOLV_CONF_BYTES = 64 * 1024
@@ -95,7 +98,8 @@ def _kind(name: str) -> str | None:
 def make(directory: Path, config: pb.PodSandboxConfig, netns: str | None) -> None:
     """Make the directory of a sandbox with its namespaces and files.
 
-    :param netns: path of the pod's network namespace; None: the node's.
+    :param netns: path of the pod's network namespace; None: the node's; empty: Porto makes one later, see
+        :func:`set_network_sysctls`.
     :raises InvalidArgument: a sysctl that this kernel doesn't have, or a value it doesn't take.
     """
     directory.mkdir(mode=0o711, exist_ok=True)
@@ -109,7 +113,7 @@ def make(directory: Path, config: pb.PodSandboxConfig, netns: str | None) -> Non
         shm.mkdir(exist_ok=True)
         flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
         linux.mount("shm", str(shm), "tmpfs", flags, f"mode=1777,size={SHM_SIZE}")
-    sysctls = dict(config.linux.sysctls)
+    sysctls = {name: value for name, value in config.linux.sysctls.items() if netns != "" or _kind(name) != "network"}
     linux.in_thread(
         lambda: _make_namespaces(directory, hostname, netns, own_ipc=options.ipc != pb.NODE, sysctls=sysctls)
     )
@@ -122,6 +126,30 @@ def _make_namespaces(
     linux.sethostname(hostname)
     if netns is not None and any(_kind(name) == "network" for name in sysctls):
         linux.setns(netns, linux.CLONE_NEWNET)
+    _set_sysctls(sysctls)
+    for name in ("ipc", "uts"):
+        target = directory / name
+        target.touch()
+        linux.mount(f"/proc/thread-self/ns/{name}", str(target), "none", linux.MS_BIND)
+
+
+def set_network_sysctls(config: pb.PodSandboxConfig, netns: str) -> None:
+    """Set a pod's sysctls of the network, in a namespace that was made after :func:`make`.
+
+    :param netns: its path.   :raises InvalidArgument: as :func:`make`.
+    """
+    sysctls = {name: value for name, value in config.linux.sysctls.items() if _kind(name) == "network"}
+
+    def enter_and_set() -> None:
+        linux.setns(netns, linux.CLONE_NEWNET)
+        _set_sysctls(sysctls)
+
+    if sysctls:
+        linux.in_thread(enter_and_set)
+
+
+def _set_sysctls(sysctls: Mapping[str, str]) -> None:
+    """In the namespaces of the calling thread."""
     for name, value in sysctls.items():
         try:
             with open("/".join(("/proc/sys", *sysctl_parts(name))), "w") as file:
@@ -129,18 +157,19 @@ def _make_namespaces(
         except OSError as err:
             message = f"linux.sysctls[{name[:80]!r}]: {value[:80]!r} can't be set: {err.strerror}"
             raise InvalidArgument(message) from err
-    for name in ("ipc", "uts"):
-        target = directory / name
-        target.touch()
-        linux.mount(f"/proc/thread-self/ns/{name}", str(target), "none", linux.MS_BIND)
 
 
 def remove(directory: Path) -> None:
     """Take back what :func:`make` made, whole or in part."""
     with ExitStack() as stack:
-        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        stack.callback(_remove_directory, directory)
         for name in ("ipc", "uts", "shm"):
             stack.callback(linux.unmount, str(directory / name))
+
+
+def _remove_directory(directory: Path) -> None:
+    for what in remove_tree(directory):
+        logger.warning("%s; it is left as it is", what)
 
 
 def resolv_conf(dns: pb.DNSConfig, host: str) -> str:

@@ -29,6 +29,7 @@ from shim_porto_runtime import (
     states,
     stats,
     streaming,
+    terminals,
     update,
 )
 from shim_porto_runtime.abilities import Abilities
@@ -369,6 +370,10 @@ class PortoRuntime:
     def stream_check(self, session: ExecSession | AttachSession | PortForwardSession) -> bool:
         streaming.check(self._rt, session)
         return True
+
+    @hookimpl
+    def stream_terminal(self, session: ExecSession, context: CallContext) -> tuple[int, int] | None:
+        return terminals.for_exec(self._rt, session, context)
 
     @hookimpl
     def stream_exec(self, session: ExecSession, context: CallContext) -> int:

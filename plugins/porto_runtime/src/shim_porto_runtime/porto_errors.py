@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -44,6 +46,14 @@ def translate(err: PortoError, doing: str) -> errors.ShimError:
         # Porto knows no code for it: a limit that the kernel doesn't take.
         kind = errors.InvalidArgument
     return kind(f"{doing}: Porto: {err}")
+
+
+def is_of_gone_process(err: PortoError) -> bool:
+    """Whether this came of a process that has ended: Porto has not yet noticed, or is just about to say so."""
+    if not isinstance(err, porto.Unknown):
+        return False
+    no_file = os.strerror(errno.ENOENT) in err.message and "/proc/" in err.message
+    return no_file or os.strerror(errno.ESRCH) in err.message or "Task is not running" in err.message
 
 
 @contextmanager

@@ -96,7 +96,8 @@ def into_spec(resources: pb.LinuxContainerResources, spec: rpc_pb2.TContainerSpe
     if resources.oom_score_adj:
         spec.oom_score_adj = resources.oom_score_adj
     for name, value in resources.unified.items():
-        _unified(name, value, name, spec)
+        if hugetlb or name != _HUGETLB or value not in ("0", "max"):
+            _unified(name, value, name, spec)
 
 
 def _guarantee(shares: float) -> float:
@@ -168,6 +169,8 @@ def _hugetlb_max(value: str, field: str, spec: rpc_pb2.TContainerSpec) -> None:
     spec.hugetlb_limit = _number(value, field, 0) or (0 if value == "max" else _NO_PAGES_BYTES)
 
 
+_HUGETLB = "hugetlb.2MB.max"
+
 _KNOBS: Mapping[str, Callable[[str, str, rpc_pb2.TContainerSpec], None]] = {
     "pids.max": _pids_max,
     "memory.max": _memory_max,
@@ -177,7 +180,7 @@ _KNOBS: Mapping[str, Callable[[str, str, rpc_pb2.TContainerSpec], None]] = {
     "cpu.max": _cpu_max,
     "cpuset.cpus": _cpuset_cpus,
     "cpuset.mems": _cpuset_mems,
-    "hugetlb.2MB.max": _hugetlb_max,
+    _HUGETLB: _hugetlb_max,
 }
 
 

@@ -7,7 +7,10 @@ import errno
 import os
 
 _SYS_OPENAT2 = 437  # the same number on every architecture (Linux 5.6)
+_RESOLVE_NO_XDEV = 0x01
 _RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_NO_SYMLINKS = 0x04
+_RESOLVE_BENEATH = 0x08
 _RESOLVE_IN_ROOT = 0x10
 _MAX_TRIES = 32
 _MAX_LINKS = 40  # as the kernel
@@ -27,9 +30,22 @@ def open_inside(root: str, path: str, flags: int, mode: int = 0) -> int:
     """
     directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return _openat2(directory, path, flags | os.O_CLOEXEC, mode)
+        return _openat2(directory, path, flags | os.O_CLOEXEC, mode, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
     finally:
         os.close(directory)
+
+
+def open_directory_below(directory: int, path: str) -> int:
+    """Open a directory below another one, which is open: on the same mount, and by no symbolic link.
+
+    A bind mount is another mount even where it shows the same filesystem.
+
+    :returns: a descriptor to read it by, close-on-exec.
+    :raises OSError: EXDEV: it is on another mount; ELOOP: a symbolic link; ENOTDIR.
+    """
+    resolve = _RESOLVE_BENEATH | _RESOLVE_NO_XDEV | _RESOLVE_NO_SYMLINKS
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    return _openat2(directory, path, flags, 0, resolve)
 
 
 def resolve(root: str, path: str) -> str:
@@ -64,8 +80,8 @@ def resolve(root: str, path: str) -> str:
     return "/" + "/".join(done)
 
 
-def _openat2(directory: int, path: str, flags: int, mode: int) -> int:
-    how = _OpenHow(flags, mode, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+def _openat2(directory: int, path: str, flags: int, mode: int, resolve: int) -> int:
+    how = _OpenHow(flags, mode, resolve)
     for _ in range(_MAX_TRIES):
         fd: int = _libc.syscall(_SYS_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
         if fd >= 0:

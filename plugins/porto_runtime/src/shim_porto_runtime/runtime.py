@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from shim_core.errors import StartupError
 from shim_porto_runtime import linux
 from shim_porto_runtime.names import is_id
+from shim_porto_runtime.removal import remove_tree
 
 if TYPE_CHECKING:
     from porto_api import Client
@@ -143,22 +144,26 @@ class Directories:
         return {name for name in found if is_id(name)}
 
     def remove_files(self, owner_id: str) -> None:
-        """Remove what a container or a sandbox has on disk. Its Porto container has to be gone."""
-        owned = self.owned_volumes(owner_id)
-        for path in (*owned.glob("image*"), self.root(owner_id)):
-            # A volume's mount point stays when Porto takes the volume away; what is still mounted is left alone.
-            try:
-                path.rmdir()
-            except FileNotFoundError:
-                pass
-            except OSError as err:
-                logger.warning("%s: %s; it is left as it is", path, err.strerror)
-        shutil.rmtree(owned, ignore_errors=True)
-        # Last: by this directory the rest is found after a crash.
-        helper = self.helper(owner_id)
-        for name in NAMESPACE_FILES:
-            linux.unmount(str(helper / name))
-        shutil.rmtree(helper, ignore_errors=True)
+        """Remove what a container or a sandbox has on disk. Its Porto container has to be gone.
+
+        What is mounted there by others is left alone, and looked for again at the next start.
+        """
+        left = list(remove_tree(self.owned_volumes(owner_id)))
+        try:
+            # A volume's mount point stays when Porto takes the volume away. There is nothing in it.
+            self.root(owner_id).rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError as err:
+            left.append(f"{self.root(owner_id)}: {err.strerror}")
+        if not left:
+            # Last: by this directory the rest is found again.
+            helper = self.helper(owner_id)
+            for name in NAMESPACE_FILES:
+                linux.unmount(str(helper / name))
+            left += remove_tree(helper)
+        for what in left:
+            logger.warning("%s; it is left as it is", what)
 
 
 NAMESPACE_FILES = ("ipc", "uts", "pid")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import logging
-import os
 import signal
 import time
 from typing import TYPE_CHECKING, Any
@@ -15,9 +13,9 @@ from shim_core.context import CallContext
 from shim_core.cri.v1 import api_pb2 as pb
 from shim_core.errors import AlreadyExists, FailedPrecondition, Unavailable
 from shim_core.types import DnsConfig, NetworkAttachment, NetworkSandbox, PortMapping
-from shim_porto_runtime import devices, namespaces, pause, spec, states
+from shim_porto_runtime import devices, namespaces, pause, pod_network, spec, states
 from shim_porto_runtime.names import check_id, new_id
-from shim_porto_runtime.porto_errors import porto_errors
+from shim_porto_runtime.porto_errors import is_of_gone_process, porto_errors
 from shim_porto_runtime.records import ContainerRecord, ContainerState, SandboxRecord, SandboxState
 from shim_porto_runtime.undo import Undo
 
@@ -151,6 +149,17 @@ def network_sandbox(record: SandboxRecord) -> NetworkSandbox:
     )
 
 
+def network_namespace(rt: Runtime, sandbox_id: str, pinned: str) -> str:
+    """The path of a running sandbox's own network namespace.
+
+    :param pinned: where the network plugin has pinned it; empty when Porto has made it.
+    """
+    if pinned:
+        return pinned
+    with porto_errors("looking for the sandbox's network"):
+        return f"/proc/{rt.porto.get_property(rt.names.sandbox(sandbox_id), 'root_pid')}/ns/net"
+
+
 def on_host_network(config: pb.PodSandboxConfig) -> bool:
     return config.linux.security_context.namespace_options.network == pb.NODE
 
@@ -185,10 +194,14 @@ def _start(rt: Runtime, record: SandboxRecord, context: CallContext, undo: Undo)
     rt.records.sandboxes.update(record.id, devices=[dataclasses.astuple(node) for node in nodes])
     undo.add("destroy the Porto container", lambda: destroy(rt, name))
     with porto_errors("starting the sandbox"):
-        netns = namespaces.netns_name(attachment.netns_path) if attachment else None
+        net = pod_network.option(attachment)
         hugetlb = rt.abilities.has("hugetlb_limit")
-        meta = spec.sandbox(name, record.id, rt.shim_id, record.config, netns, nodes, hugetlb=hugetlb)
+        meta = spec.sandbox(name, record.id, rt.shim_id, record.config, net, nodes, hugetlb=hugetlb)
+        if attachment is not None:
+            pod_network.into_spec(attachment, record.config.annotations, meta)
         rt.porto.create_from_spec(meta, start=True, timeout_s=context.remaining_s(rt.porto.timeout_s))
+    if attachment is not None and not attachment.netns_path:
+        namespaces.set_network_sysctls(record.config, network_namespace(rt, record.id, attachment.netns_path))
     if image is not None:
         undo.add("remove the files of the pause process", lambda: rt.directories.remove_files(record.id))
         # Destroyed before its mount point is removed: the sandbox's own container would take it along too late.
@@ -259,8 +272,7 @@ def kill(rt: Runtime, name: str, number: int = signal.SIGKILL) -> None:
         except (porto.InvalidState, porto.ContainerDoesNotExist):
             pass
         except porto.Unknown as err:
-            # portod has not yet noticed that the process is gone.
-            if os.strerror(errno.ESRCH) not in err.message:
+            if not is_of_gone_process(err):
                 raise
 
 

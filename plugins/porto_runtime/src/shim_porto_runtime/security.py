@@ -90,14 +90,12 @@ def path_options(security: pb.LinuxContainerSecurityContext) -> list[str]:
     :raises InvalidArgument: a path that isn't absolute.
     """
     options: list[str] = []
-    if security.privileged:
-        for path in _SYSTEM_MOUNTS:
-            options += ["-W", path]
-        return options
     for path in _paths(security.masked_paths, "masked_paths"):
         options += ["-M", path]
     for path in _paths(security.readonly_paths, "readonly_paths"):
         options += ["-R", path]
+    if security.privileged:
+        return [word for path in _SYSTEM_MOUNTS for word in ("-W", path)]
     return options
 
 

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from porto_api import rpc_pb2
 from shim_core.cri.v1 import api_pb2 as pb
 from shim_core.errors import InvalidArgument, Unimplemented
-from shim_porto_runtime import capabilities, devices, mounts, namespaces, resources, users
+from shim_porto_runtime import capabilities, devices, mounts, namespaces, pod_network, resources, users
 from shim_porto_runtime import security as checks
 
 KEEP_DEAD_S = 10 * 365 * 86400
@@ -35,14 +35,14 @@ def sandbox(
     sandbox_id: str,
     shim_id: str,
     config: pb.PodSandboxConfig,
-    netns: str | None,
+    net: Sequence[str],
     nodes: Sequence[devices.Node],
     *,
     hugetlb: bool,
 ) -> rpc_pb2.TContainerSpec:
     """The meta container that holds a pod's namespaces and cgroups.
 
-    :param netns: name of its network namespace, seen from /run/netns; None: the host's.
+    :param net: whose network it is in, see :func:`pod_network.option`.
     :param nodes: devices its containers may have.
     :param hugetlb: see :func:`resources.into_spec`.
     """
@@ -52,7 +52,7 @@ def sandbox(
     spec = rpc_pb2.TContainerSpec(name=name, isolate=isolate, enable_porto="none")
     # Children can't have more than their parent: whether one is privileged is not known yet.
     spec.capabilities.cap.extend(capabilities.NAMES)
-    _net(spec, ("netns", netns) if netns else ("inherited",))
+    _net(spec, net)
     if config.hostname and isolate:
         spec.hostname = config.hostname
     devices.into_spec(nodes, spec)
@@ -177,6 +177,7 @@ def check_sandbox(config: pb.PodSandboxConfig) -> None:
     for name in ("resources", "overhead"):
         resources.check(getattr(config.linux, name), f"linux.{name}")
     namespaces.check_sysctls(config)
+    pod_network.limits(config.annotations)
     for index, mapping in enumerate(config.port_mappings):
         _check_port(mapping, f"port_mappings[{index}]")
 
@@ -203,8 +204,6 @@ def check_container(config: pb.ContainerConfig) -> None:
     for index, mount in enumerate(config.mounts):
         if mount.HasField("image"):
             check_image(mount.image, f"mounts[{index}].image")
-        if security.namespace_options.pid == pb.TARGET and mounts.clean(mount.container_path).startswith("/proc/"):
-            raise Unimplemented(f"mounts[{index}].container_path: not over the /proc of a target container")
     if config.stdin_once and not config.stdin:
         raise InvalidArgument("stdin_once: needs stdin")
     path = PurePosixPath(config.log_path)
@@ -214,7 +213,7 @@ def check_container(config: pb.ContainerConfig) -> None:
     _printable(config.log_path, "log_path")
 
 
-def _net(spec: rpc_pb2.TContainerSpec, option: tuple[str, ...]) -> None:
+def _net(spec: rpc_pb2.TContainerSpec, option: Sequence[str]) -> None:
     spec.net.cfg.add(opt=option[0], arg=option[1:])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -30,6 +31,14 @@ EXIT_UNKNOWN = 255
 OOM_EXIT = 137
 _EXIT_VARIABLES = ("state", "exit_status", "oom_killed", "death_time[raw]")
 _FLUSH_TIMEOUT_S = 5.0
+_WAITER_DUMPED = 128 + 34
+_DUMPING_SIGNALS = frozenset(
+    {
+        signal.SIGQUIT, signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGBUS,
+        signal.SIGFPE, signal.SIGSEGV, signal.SIGXCPU, signal.SIGXFSZ, signal.SIGSYS,
+    }
+)  # fmt: skip
+"""Those whose default is to dump core (signal(7))."""
 
 
 def refresh(rt: Runtime) -> None:
@@ -132,7 +141,14 @@ def _how_it_ended(record: ContainerRecord, values: Mapping[str, str | PortoError
 
 
 def exit_code(status: int) -> int:
-    """The exit code of a wait status; 128+n after signal n."""
+    """The exit code of a wait status that Porto gives; 128+n after signal n.
+
+    Beside a command that isn't PID 1 stands Porto's waiter, which ends with 162+n after a core dump by signal n. portod
+    takes those codes for core dumps whoever ended with them. So a dump by a signal that dumps nothing is an exit code;
+    what the others are can't be told, and crashes are more common.
+    """
+    if os.WIFSIGNALED(status) and os.WCOREDUMP(status) and os.WTERMSIG(status) not in _DUMPING_SIGNALS:
+        return _WAITER_DUMPED + os.WTERMSIG(status)
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 

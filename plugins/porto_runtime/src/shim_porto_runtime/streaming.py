@@ -53,9 +53,9 @@ def port_forward(rt: Runtime, session: PortForwardSession, context: CallContext)
         raise InvalidArgument(f"port: {session.port} is not in 1..65535")
     if not sandbox.on_host_network(record.config):
         # The thread is this call's own, and ends with it.
-        netns = (record.network or {}).get("netns_path", "")
+        pinned = (record.network or {}).get("netns_path", "")
         try:
-            linux.setns(netns, linux.CLONE_NEWNET)
+            linux.setns(sandbox.network_namespace(rt, record.id, pinned), linux.CLONE_NEWNET)
         except OSError as err:
             raise Unavailable(f"the network of sandbox {record.id[:13]} can't be entered: {err.strerror}") from err
     timeout_s = context.remaining_s(_DIAL_TIMEOUT_S)

@@ -6,7 +6,8 @@ import os
 import stat
 from collections.abc import Iterable, Sequence
 
-from shim_core.errors import InvalidArgument
+from shim_core.cri.v1 import api_pb2 as pb
+from shim_core.errors import InvalidArgument, Unimplemented
 from shim_porto_runtime import devices, linux, rootfs
 from shim_porto_runtime.mounts import Entry, Plan, is_inside
 from shim_porto_runtime.process import HELPER_DIRECTORY
@@ -17,12 +18,13 @@ _PROC_FILES = frozenset(
 """What may be mounted over in /proc: numbers that programs read. Anything else there decides what the container may."""
 
 
-def settle(plan: Plan, root: str, nodes: Iterable[str]) -> None:
+def settle(plan: Plan, root: str, nodes: Iterable[str], *, joins_processes: bool) -> None:
     """Find every mount's place, once the root filesystem is mounted, and make those that Porto wouldn't.
 
     :param root: the path of the root filesystem, which nobody else changes.
     :param nodes: device nodes that Porto makes.
-    :raises InvalidArgument: nothing can be mounted there; names the mount.
+    :param joins_processes: init mounts the /proc of another container in the end.
+    :raises InvalidArgument, Unimplemented: nothing can be mounted there; names the mount.
     """
     for entry in plan.entries:
         before = entry.target
@@ -41,6 +43,30 @@ def settle(plan: Plan, root: str, nodes: Iterable[str]) -> None:
         at_nodes = entry.target == "/dev" or entry.target in made
         entry.late = entry.late or at_nodes or any(other.late for other in above)
         _check(entry, above, root)
+        if joins_processes and entry.field and is_inside(entry.target, "/proc"):
+            raise Unimplemented(f"{entry.field}.container_path: not over the /proc of a target container")
+
+
+def check_protected(plan: Plan, root: str, security: pb.LinuxContainerSecurityContext) -> None:
+    """Refuse to mask, or make read-only, what the node sees as well.
+
+    :param plan: settled. :param root: as for :func:`settle`. :param security: with paths that are well-formed.
+    :raises InvalidArgument: names the field and the path.
+    """
+    if security.privileged:
+        return
+    for name in ("masked_paths", "readonly_paths"):
+        for path in getattr(security, name):
+            try:
+                target = rootfs.resolve(root, path)
+            except OSError:
+                continue  # init will say so
+            above = [entry for entry in plan.entries if is_inside(target, entry.target)]
+            if not above or above[-1].propagation != pb.PROPAGATION_BIDIRECTIONAL:
+                continue
+            if os.path.lexists(os.path.join(above[-1].source, os.path.relpath(target, above[-1].target))):
+                what = f"{path[:80]!r} is in {above[-1].field}, whose propagation is BIDIRECTIONAL"
+                raise InvalidArgument(f"linux.security_context.{name}: {what}: the node would have it like that, too")
 
 
 def _drop_doubles(plan: Plan) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from porto_api import Client, PortoError
+from shim_porto_runtime import rootfs
 
 logger = logging.getLogger("shim.porto_runtime.usage")
 
@@ -115,27 +118,43 @@ class UsageSampler:
 
 
 def measure(directory: Path) -> Usage:
-    """Blocks and inodes of a tree, hard links counted once. What vanishes meanwhile is passed over."""
+    """Blocks and inodes of a tree, hard links counted once. What vanishes meanwhile is passed over.
+
+    Whoever writes there may put a symbolic link in a directory's place at any moment: it doesn't lead us out.
+    """
     total_bytes = inodes = 0
     seen: set[int] = set()
-    pending = [str(directory)]
-    while pending:
-        try:
-            entries = os.scandir(pending.pop())
-        except OSError:
-            continue
-        with entries:
-            for entry in entries:
-                try:
-                    status = entry.stat(follow_symlinks=False)
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(entry.path)
-                except OSError:
-                    continue
-                if status.st_nlink > 1 and not entry.is_dir(follow_symlinks=False):
+    top = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    pending = ["."]
+    try:
+        while pending:
+            path = pending.pop()
+            for status, name in _entries(top, path):
+                is_directory = stat.S_ISDIR(status.st_mode)
+                if is_directory:
+                    pending.append(f"{path}/{name}")
+                elif status.st_nlink > 1:
                     if status.st_ino in seen:
                         continue
                     seen.add(status.st_ino)
                 total_bytes += status.st_blocks * 512
                 inodes += 1
+    finally:
+        os.close(top)
     return Usage(total_bytes, inodes, time.time_ns())
+
+
+def _entries(top: int, path: str) -> Iterator[tuple[os.stat_result, str]]:
+    try:
+        directory = rootfs.open_directory_below(top, path)
+    except OSError:
+        return
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                try:
+                    yield entry.stat(follow_symlinks=False), entry.name
+                except OSError:
+                    continue
+    finally:
+        os.close(directory)

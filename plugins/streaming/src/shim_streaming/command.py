@@ -155,7 +155,7 @@ class CommandSession(Session):
         self._started_at = time.monotonic()
         try:
             if self._on_terminal:
-                self._ours, theirs = plumbing.open_terminal()
+                self._ours, theirs = self._open_terminal()
             else:
                 self._ours, theirs = plumbing.open_pipes(stdin=ticket.stdin, stdout=ticket.stdout, stderr=ticket.stderr)
         except OSError as err:
@@ -173,6 +173,17 @@ class CommandSession(Session):
         for role, fd in ((Role.STDOUT, self._ours.stdout), (Role.STDERR, self._ours.stderr)):
             if fd is not None:
                 self._read_output(_Output(role, fd))
+
+    def _open_terminal(self) -> tuple[Ends, Ends]:
+        session = ExecSession(self._ticket.container_id, self._ticket.command, tty=True)
+        try:
+            made = self.environment.hooks.stream_terminal(session=session, context=self.context)
+        except ShimError:
+            made = None  # it will say so again when it is to run the command
+        except Exception:
+            logger.exception("[%s] exec: no terminal in the container", self.context.request_id)
+            made = None
+        return plumbing.open_terminal() if made is None else plumbing.ends_of_terminal(*made)
 
     def _read_output(self, output: _Output) -> None:
         wanted = output.role is not Role.STDOUT or self._ticket.stdout

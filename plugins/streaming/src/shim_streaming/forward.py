@@ -73,6 +73,10 @@ class _Forward:
         self._session.streams.send(self.key, data)
 
     def _received_all(self, err: OSError | None) -> None:
+        if err is not None:
+            logger.debug(
+                "[%s] portforward: the pod broke a connection: %s", self._session.context.request_id, err.strerror
+            )
         if err is not None or not self._session.streams.half_close:
             self._session.drop(self, reset=err is not None)
             return

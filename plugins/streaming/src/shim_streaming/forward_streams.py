@@ -93,7 +93,7 @@ class ForwardStreams(Protocol):
 
 
 class _Pair:
-    __slots__ = ("aged", "data_id", "early", "error_id", "key", "port", "request_id")
+    __slots__ = ("aged", "data_id", "error_id", "key", "port", "request_id")
 
     def __init__(self, request_id: str, key: int) -> None:
         self.request_id = request_id

@@ -54,11 +54,15 @@ def open_pipes(*, stdin: bool, stdout: bool, stderr: bool) -> tuple[Ends, Ends]:
 
 
 def open_terminal() -> tuple[Ends, Ends]:
-    """A terminal: its master end is ours, its slave end is all three streams of the process.
+    """A terminal of the node's.
 
     :raises OSError: no more descriptors or terminals.
     """
-    master, slave = os.openpty()
+    return ends_of_terminal(*os.openpty())
+
+
+def ends_of_terminal(master: int, slave: int) -> tuple[Ends, Ends]:
+    """The master end is ours, the slave end is all three streams of the process."""
     return Ends(master, master), Ends(slave, slave, slave)
 
 

@@ -150,8 +150,9 @@ class Transport:
         if self._closed or self._said_all:
             return
         for buffer in buffers:
-            self._out.append(buffer)
-            self._out_bytes += len(buffer)
+            if buffer:  # of an empty one nothing could ever be sent
+                self._out.append(buffer)
+                self._out_bytes += len(buffer)
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush)

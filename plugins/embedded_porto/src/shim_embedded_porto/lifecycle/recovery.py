@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from shim_embedded_porto.container import Container
 from shim_embedded_porto.errors import Fault
 from shim_embedded_porto.lifecycle import records, stop
 from shim_embedded_porto.lifecycle.state import save_quietly, set_state
+from shim_embedded_porto.removal import try_remove_tree
 from shim_embedded_porto.tasks import alive
 from shim_embedded_porto.volumes.storage import LAYER, STORAGE
 
@@ -161,7 +161,7 @@ def _clean_up(porto: Porto) -> None:
                     storages.remove(item, porto.client, weak=True)
                 except Fault as fault:
                     logger.warning("cannot remove the weak %s %s: %s", kind, item.name, fault)
-    shutil.rmtree(porto.host.bundles, ignore_errors=True)
+    try_remove_tree(porto.host.bundles)
     porto.host.bundles.mkdir(mode=0o700, exist_ok=True)
     _clean_workdirs(porto, {ct.workdir for ct in containers if ct.has_resources})
 
@@ -172,4 +172,4 @@ def _clean_workdirs(porto: Porto, keep: set[str]) -> None:
     for name in os.listdir(base):
         path = f"{base}/{name}"
         if path not in keep:
-            shutil.rmtree(path, ignore_errors=True)
+            try_remove_tree(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -25,6 +24,7 @@ from shim_embedded_porto.lifecycle.state import (
     set_state,
     update_soft_limits,
 )
+from shim_embedded_porto.removal import remove_tree, try_remove_tree
 
 if TYPE_CHECKING:
     from shim_embedded_porto.porto import Porto
@@ -164,7 +164,7 @@ def _make_workdir(ct: Container) -> None:
         try:
             os.mkdir(path)
         except FileExistsError:
-            shutil.rmtree(path)
+            remove_tree(path)
             os.mkdir(path)
         os.chown(path, ct.cred.uid, ct.cred.gid)
         os.chmod(path, 0o775)  # noqa: S103  as portod's; the group is the container's own
@@ -195,7 +195,7 @@ def _start_task(porto: Porto, ct: Container, client: Client) -> None:
         prepared.close()
         if prepared.plan["mounts"] is not None:
             for name in (key, f"{key}-files"):
-                shutil.rmtree(porto.host.bundles / name, ignore_errors=True)
+                try_remove_tree(porto.host.bundles / name)
     ct.assigned.add("root_pid")
 
 

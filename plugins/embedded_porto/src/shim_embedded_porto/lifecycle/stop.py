@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import select
-import shutil
 import signal
 import time
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from shim_embedded_porto.client import process_start
 from shim_embedded_porto.container import Container, Task
 from shim_embedded_porto.errors import Fault, invalid_state, permission, system
 from shim_embedded_porto.lifecycle.state import save, save_quietly, set_state, update_soft_limits
+from shim_embedded_porto.removal import try_remove_tree
 
 if TYPE_CHECKING:
     from shim_embedded_porto.porto import Porto
@@ -220,8 +220,7 @@ def free_resources(porto: Porto, ct: Container, *, quietly: bool = False) -> Non
     ct.cpu_jail = frozenset()
     for stream in (ct.stdout, ct.stderr):
         streams.remove(stream, ct)
-    if os.path.lexists(ct.workdir):
-        shutil.rmtree(ct.workdir, ignore_errors=True)
+    try_remove_tree(ct.workdir)
 
 
 def collect_oom(porto: Porto, ct: Container) -> int:

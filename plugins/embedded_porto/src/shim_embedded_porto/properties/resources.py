@@ -229,9 +229,11 @@ class Controllers(Property):
     def _assign(self, ct: Container, wanted: set[str]) -> None:
         if not ct.required_controllers <= wanted:
             raise invalid_value("Cannot disable required controllers")
+        changed = ct.controllers ^ wanted
         ct.controllers = wanted
         ct.assigned.add(self.name)
-        propagate_cpu_guarantee(ct)
+        if "cpu" in changed:
+            propagate_cpu_guarantee(ct)
 
     def set(self, ct: Container, value: str, ctx: Context) -> None:
         self._assign(ct, _parse_controllers(value))

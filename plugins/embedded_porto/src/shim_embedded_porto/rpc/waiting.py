@@ -18,10 +18,13 @@ def wait(call: Call, request: pb.TContainerWaitRequest) -> None:
     if not request.name:
         raise invalid_value("Containers to wait are not set")
     waiter, given = _waiter(call, request, asynchronous=False)
-    missing = [full for full in waiter.names if call.porto.tree.get(full) is None]
-    if missing:
-        call.response.wait.name = given[missing[0]]
-        call.porto.tree.find(missing[0])
+    for full in waiter.names:
+        ct = call.porto.tree.get(full)
+        if ct is None:
+            call.response.wait.name = given[full]
+            call.porto.tree.find(full)
+        elif waiter.wants(ct):
+            break  # it is told at once: nobody looks at the others
     call.connection.await_report()
     call.answered = False
     _begin(call, request, waiter, given)

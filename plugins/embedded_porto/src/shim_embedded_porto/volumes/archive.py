@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from porto_api import rpc_pb2 as pb
 from shim_embedded_porto.errors import Fault, invalid_value, not_supported, system
+from shim_embedded_porto.removal import remove_tree
 
 logger = logging.getLogger("shim.embedded_porto.archive")
 
@@ -152,7 +153,7 @@ def sanitize(directory: str) -> None:
     for _, directories, files, dir_fd in os.fwalk(directory, topdown=True, follow_symlinks=False):
         whiteouts = [name for name in (*directories, *files) if name.startswith(_WHITEOUT)]
         for name in whiteouts:
-            _remove(dir_fd, name)
+            remove_tree(name, dir_fd)
             if name == _OPAQUE:
                 os.setxattr(f"/proc/self/fd/{dir_fd}", "trusted.overlay.opaque", b"y")
             if name.startswith(_METADATA):
@@ -160,36 +161,11 @@ def sanitize(directory: str) -> None:
             hidden = name[len(_WHITEOUT) :]
             if not hidden or "/" in hidden or hidden in (".", ".."):
                 raise Fault(pb.Unknown, "unlinkat", errno.EINVAL)
-            _remove(dir_fd, hidden)
+            remove_tree(hidden, dir_fd)
             os.mknod(hidden, stat.S_IFCHR, os.makedev(0, 0), dir_fd=dir_fd)
         directories[:] = [
             name for name in directories if not name.startswith(_WHITEOUT) and f"{_WHITEOUT}{name}" not in whiteouts
         ]
-
-
-def _remove(dir_fd: int, name: str) -> None:
-    try:
-        found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return
-    if stat.S_ISDIR(found.st_mode):
-        shutil.rmtree(name, dir_fd=dir_fd)
-    else:
-        os.unlink(name, dir_fd=dir_fd)
-
-
-def remove_tree(path: str) -> None:
-    """Remove a tree of any depth, with what makes files undeletable.
-
-    :raises Fault: something is left.
-    """
-    try:
-        os.lstat(path)
-    except FileNotFoundError:
-        return
-    done = subprocess.run(["rm", "-rf", "--one-file-system", "--", path], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise Fault(pb.Unknown, f"Cannot remove {path}: {done.stderr.strip()[-200:]}", errno.EBUSY)
 
 
 def copy_tree(source: str, target: str) -> None:

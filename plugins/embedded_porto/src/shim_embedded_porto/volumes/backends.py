@@ -95,6 +95,9 @@ def _check_quota(volume: Volume) -> None:
         raise _wrong("Quota backend requires path")
     if not volume.space_limit:
         raise _wrong("Quota backend requires space_limit")
+    for wrong, what in ((volume.read_only, "read_only"), (volume.storage, "storage"), (volume.layers, "layers")):
+        if wrong:
+            raise _wrong(f"Quota backed doesn't support {what}")
     raise _no_quota()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import time
 
@@ -11,6 +10,7 @@ from porto_api import rpc_pb2 as pb
 from shim_embedded_porto import credentials, inroot, kernel, paths, rights
 from shim_embedded_porto.client import Client
 from shim_embedded_porto.errors import Fault, invalid_path, not_supported, system, system_call
+from shim_embedded_porto.removal import remove_tree
 from shim_embedded_porto.volumes import archive, mounts
 from shim_embedded_porto.volumes.backends import backend
 from shim_embedded_porto.volumes.registry import Registry
@@ -31,7 +31,18 @@ def build(volume: Volume, spec: pb.TVolumeSpec, registry: Registry, client: Clie
     if spec.shares:
         raise not_supported("volume shares: the embedded Porto makes no hard links into volumes")
     _make_internal(volume)
-    _claim_storage(volume, registry, client)
+    storage = _claim_storage(volume, registry, client, furnished=bool(spec.directories or spec.symlinks))
+    try:
+        _build(volume, spec, storage, registry, client)
+    finally:
+        if storage >= 0:
+            os.close(storage)
+
+
+def _build(volume: Volume, spec: pb.TVolumeSpec, storage: int, registry: Registry, client: Client) -> None:
+    """
+    :param storage: its storage, open; -1: it has none.
+    """
     if volume.backend not in ("dir", "quota"):
         _make_mount_point(volume)
     registry.save(volume)  # from here on there is something to clean up after a crash
@@ -42,7 +53,8 @@ def build(volume: Volume, spec: pb.TVolumeSpec, registry: Registry, client: Clie
         found.build(volume, [])
         _merge_layers(volume, registry, client)
         if spec.directories or spec.symlinks:
-            _furnish(volume.internal_path, volume, spec)
+            # Not what was mounted: that may be read-only.
+            _furnish(os.dup(storage) if storage >= 0 else _open_directory(volume.internal_path), volume, spec)
     if not volume.read_only:
         with system_call(f"set permissions of {volume.internal_path}"):
             if not volume.keep_storage or spec.HasField("cred"):
@@ -62,16 +74,21 @@ def _make_internal(volume: Volume) -> None:
         os.mkdir(internal)
     except FileExistsError:
         mounts.unmount_below(internal)  # of a volume whose number was forgotten
-        archive.remove_tree(internal)
-        os.mkdir(internal)
+        with system_call(f"mkdir({internal})"):
+            remove_tree(internal)
+            os.mkdir(internal)
     except OSError as err:
         raise system(err, f"mkdir({internal})") from err
 
 
-def _claim_storage(volume: Volume, registry: Registry, client: Client) -> None:
-    """Make the storage, or see to it that the client may use the one it names."""
+def _claim_storage(volume: Volume, registry: Registry, client: Client, *, furnished: bool) -> int:
+    """Make the storage, or see to it that the client may use the one it names.
+
+    :param furnished: something is made in it, though the volume may be read-only.
+    :returns: a descriptor of it; -1: there is none.
+    """
     if volume.remote:
-        return
+        return -1
     path = volume.storage_path
     if volume.user_storage:
         try:
@@ -79,15 +96,14 @@ def _claim_storage(volume: Volume, registry: Registry, client: Client) -> None:
         except OSError as err:
             raise system(err, f"open({path})") from err
         try:
-            if volume.read_only or stat.S_ISREG(os.fstat(fd).st_mode):
+            if (volume.read_only and not furnished) or stat.S_ISREG(os.fstat(fd).st_mode):
                 rights.check_read(fd, client, registry.rights)
             else:
                 rights.check_write(fd, client, registry.rights)
         except Fault as fault:
-            raise fault.within(f"Storage {volume.storage}") from None
-        finally:
             os.close(fd)
-        return
+            raise fault.within(f"Storage {volume.storage}") from None
+        return fd
     if not os.path.exists(path):
         with system_call(f"mkdir({path})"):
             os.makedirs(path)
@@ -105,6 +121,12 @@ def _claim_storage(volume: Volume, registry: Registry, client: Client) -> None:
         else:
             volume.private = item.private
         item.touch()
+    return _open_directory(path)
+
+
+def _open_directory(path: str) -> int:
+    with system_call(f"open({path})"):
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _make_mount_point(volume: Volume) -> None:
@@ -125,11 +147,10 @@ def _build_overlay(volume: Volume, spec: pb.TVolumeSpec, registry: Registry, cli
             volume.keep_storage = False  # the storage is a new one
         except FileExistsError:
             pass
-        os.makedirs(work, exist_ok=True)
-        for name in os.listdir(work):
-            shutil.rmtree(f"{work}/{name}", ignore_errors=True)
+        remove_tree(work)
+        os.makedirs(work)
     if spec.directories or spec.symlinks:
-        _furnish(upper, volume, spec)
+        _furnish(_open_directory(upper), volume, spec)
     layers = []
     for layer in volume.layers:
         path = layer_path(volume, layer)
@@ -166,12 +187,11 @@ def _merge_layers(volume: Volume, registry: Registry, client: Client) -> None:
         archive.sanitize(volume.internal_path)
 
 
-def _furnish(base: str, volume: Volume, spec: pb.TVolumeSpec) -> None:
-    """Make the directories and symbolic links a volume is to begin with."""
-    try:
-        root = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as err:
-        raise system(err, f"open({base})") from err
+def _furnish(root: int, volume: Volume, spec: pb.TVolumeSpec) -> None:
+    """Make the directories and symbolic links a volume is to begin with.
+
+    :param root: the directory they go to, as a descriptor, which is closed.
+    """
     try:
         for directory in spec.directories:
             _check_inner(directory.path, "directory")
@@ -180,10 +200,7 @@ def _furnish(base: str, volume: Volume, spec: pb.TVolumeSpec) -> None:
                 cred = credentials.from_message(directory.cred, cred, strict=False)
             if directory.HasField("permissions"):
                 mode = directory.permissions
-            made = inroot.make_directories(root, directory.path, mode, cred.uid, cred.gid)
-            os.fchmod(made, mode)
-            os.fchown(made, cred.uid, cred.gid)
-            os.close(made)
+            os.close(inroot.make_directories(root, directory.path, mode, cred.uid, cred.gid))
         for link in spec.symlinks:
             _check_inner(link.path, "symlink")
             parent = inroot.make_directories(
@@ -197,7 +214,7 @@ def _furnish(base: str, volume: Volume, spec: pb.TVolumeSpec) -> None:
             finally:
                 os.close(parent)
     except OSError as err:
-        raise system(err, f"make {err.filename}") from err
+        raise system(err, f"Cannot mkdirat {os.readlink(f'/proc/self/fd/{root}')} {err.filename}") from err
     finally:
         os.close(root)
 
@@ -234,9 +251,9 @@ def destroy(volume: Volume) -> None:
 
     def attempt(what: str) -> None:
         try:
-            archive.remove_tree(what)
-        except Fault as fault:
-            faults.append(fault)
+            remove_tree(what)
+        except OSError as err:
+            faults.append(system(err, f"Cannot remove {err.filename}"))
 
     if volume.path != volume.internal("volume"):
         kernel.umount_all(volume.path)

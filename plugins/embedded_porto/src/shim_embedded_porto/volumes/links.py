@@ -223,7 +223,7 @@ def _open_target(link: Link, client: Client, origin: rights.Origin) -> int:
     try:
         fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as err:
-        raise system(err, f"open({root})") from err
+        raise system(err, f"Cannot open {root}") from err
     try:
         components = [name for name in link.target.split("/") if name]
         for index, name in enumerate(components):

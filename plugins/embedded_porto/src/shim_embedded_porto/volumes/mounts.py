@@ -57,11 +57,11 @@ def is_mounted(path: str) -> bool:
 
 def unmount_below(path: str) -> None:
     """Unmount everything at a path and below, the last mounted first."""
-    for target in reversed([point for point in mount_points() if paths.inside(point, path)]):
-        try:
-            kernel.umount(target)
-        except OSError:
-            pass  # it went with one above it
+    targets = [point for point in mount_points() if paths.inside(point, path)]
+    for target in targets:
+        kernel.isolate(target)
+    for target in reversed(targets):
+        kernel.umount_all(target)
 
 
 def unmount(path: str, *, strict: bool = False) -> None:

@@ -16,7 +16,8 @@ from shim_embedded_porto import limits, names, paths, rights, text
 from shim_embedded_porto.client import Client
 from shim_embedded_porto.container import Container
 from shim_embedded_porto.credentials import UNKNOWN, Cred
-from shim_embedded_porto.errors import Fault, invalid_path, invalid_value, permission, system
+from shim_embedded_porto.errors import Fault, invalid_path, invalid_value, permission, system, system_call
+from shim_embedded_porto.removal import remove_tree
 from shim_embedded_porto.volumes import archive, mounts
 
 logger = logging.getLogger("shim.embedded_porto.storage")
@@ -279,9 +280,9 @@ class Storages:
     @staticmethod
     def _discard(path: str) -> None:
         try:
-            archive.remove_tree(path)
-        except Fault as fault:
-            logger.warning("%s", fault)
+            remove_tree(path)
+        except OSError as err:
+            logger.warning("cannot remove %s: %s", path, err)
 
     def export_archive(self, item: Item, directory: str, path: str, client: Client, *, compress: str = "") -> None:
         """Pack a layer, a storage, or what a volume has changed.
@@ -335,7 +336,8 @@ class Storages:
             item.load()
         except Fault as fault:
             if fault.code in (pb.LayerNotFound, pb.VolumeNotFound) and os.path.lexists(temporary):
-                archive.remove_tree(temporary)
+                with system_call(f"Cannot remove {temporary}"):
+                    remove_tree(temporary)
                 return
             raise
         if not weak:

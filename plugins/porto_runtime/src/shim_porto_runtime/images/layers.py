@@ -11,7 +11,6 @@ import hashlib
 import logging
 import math
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -27,6 +26,7 @@ from shim_porto_runtime.images import compression, digests, unpack
 from shim_porto_runtime.images.failures import SIGNATURE_VALIDATION_FAILED
 from shim_porto_runtime.images.flights import Slots
 from shim_porto_runtime.images.model import Layer
+from shim_porto_runtime.images.scratchfiles import ScratchFiles
 from shim_porto_runtime.images.store import Store
 from shim_porto_runtime.images.tarread import BadLayer, TarReader
 from shim_porto_runtime.images.tarwrite import TarWriter
@@ -64,7 +64,7 @@ class Layers:
     ) -> None:
         self._porto = porto
         self._store = store
-        self._directory = directory
+        self._archives = ScratchFiles(directory, ".tar")
         self._place = place
         self._in_use = in_use
         self._changed = threading.Condition()
@@ -78,15 +78,19 @@ class Layers:
 
     # -- in ------------------------------------------------------------------------------------------------------------
 
-    def import_blob(self, blob: Path, diff_id: str, limit_bytes: int, context: CallContext) -> Layer:
+    def import_blob(
+        self, blob: Path, diff_id: str, limit_bytes: int, context: CallContext, *, last_use: bool = False
+    ) -> Layer:
         """Import a blob, whose own digest has been checked, under the digest of its content.
 
-        :param limit_bytes: of the content. :raises errors.ShimError: it isn't that content, or no good layer.
+        :param limit_bytes: of the content. :param last_use: remove the blob as soon as it is unpacked.
+        :raises errors.ShimError: it isn't that content, or no good layer.
         """
-        archive = self._directory / f"{secrets.token_hex(8)}.tar"
-        try:
+        with self._archives.borrow() as archive:
             with self._unpackers.hold(context):
                 usage = self._write_archive(blob, archive, diff_id, limit_bytes, context)
+            if last_use:
+                blob.unlink()
             with self._importers.hold(context), self._alone_with(diff_id):
                 if (existing := self._store.layer(diff_id)) is not None:
                     return existing
@@ -95,8 +99,6 @@ class Layers:
                 self._store.add_layer(layer)
                 self._imported[diff_id] = time.monotonic()
                 return layer
-        finally:
-            archive.unlink(missing_ok=True)
 
     def _write_archive(
         self, blob: Path, archive: Path, diff_id: str, limit_bytes: int, context: CallContext
@@ -118,14 +120,16 @@ class Layers:
         context: CallContext,
         superseded: frozenset[int] | None,
     ) -> unpack.Usage:
-        fd = os.open(archive, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = os.open(archive, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             with _Checked(blob, diff_id, limit_bytes, context) as content:
+                writer = TarWriter(fd)
                 try:
-                    usage = unpack.sanitize(TarReader(content.read), TarWriter(fd), limit_bytes, superseded)
+                    usage = unpack.sanitize(TarReader(content.read), writer, limit_bytes, superseded)
                 except BadLayer as err:
                     raise BadLayer(f"layer {diff_id} is refused: {err.message}") from None
                 content.verify()
+            os.ftruncate(fd, writer.written)
             return usage
         finally:
             os.close(fd)

@@ -179,8 +179,9 @@ class Puller:
             try:
                 with slots.hold(context):
                     fetch_blob(registry, descriptor, path, context, self._settings.pull_progress_timeout)
-                layer = self._layers.import_blob(path, part.diff_id, limit, context)
-                if self._settings.keep_blobs == "all":
+                keep = self._settings.keep_blobs == "all"
+                layer = self._layers.import_blob(path, part.diff_id, limit, context, last_use=not keep)
+                if keep:
                     self._blobs.keep(path, descriptor.digest)
             finally:
                 path.unlink(missing_ok=True)

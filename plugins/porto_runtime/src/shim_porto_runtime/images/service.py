@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -33,6 +32,7 @@ from shim_porto_runtime.images.registry import Patience
 from shim_porto_runtime.images.save import Saver
 from shim_porto_runtime.images.settings import ImageSettings
 from shim_porto_runtime.images.store import Store
+from shim_porto_runtime.removal import remove_tree
 
 logger = logging.getLogger("shim.porto_runtime.images")
 
@@ -99,7 +99,8 @@ class ImageService:
             self._temporary = temporary / f"{os.getpid()}-{secrets.token_hex(4)}"
             with self._guard.alone() as alone:
                 if alone:
-                    _empty(temporary)
+                    for entry in temporary.iterdir():
+                        _remove(entry)
                 self._temporary.mkdir(mode=0o700)
         except OSError as err:
             raise errors.StartupError(
@@ -131,7 +132,7 @@ class ImageService:
         self._wake.set()
         if self._keeper is not None:
             self._keeper.join(_STOP_TIMEOUT_S)
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        _remove(self._temporary)
         self._store.close()
         self._guard.close()
 
@@ -358,9 +359,6 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _empty(directory: Path) -> None:
-    for entry in directory.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+def _remove(path: Path) -> None:
+    for what in remove_tree(path):
+        logger.warning("images: %s; it is left as it is", what)
