@@ -30,7 +30,7 @@ STAGED := popen//python=$(PYTHON) -m tools.stage $(PYTHON)
 
 test: prepare
 	@if [ "$$(id -u)" = 0 ] && [ -z "$$PORTO_SOCKET" ]; then \
-		$(PYTHON) -m pytest --dist=loadfile --tx="$(WORKERS)*$(STAGED)"; \
+		$(PYTHON) -m pytest --dist=loadfile --no-loadscope-reorder --tx="$(WORKERS)*$(STAGED)"; \
 	else \
 		$(PYTHON) -m pytest; \
 	fi
