@@ -33,7 +33,7 @@ def measure_streaming(table: Table, sides: list[Pods], mib: int, rounds: int) ->
             data.write(block)
         for pods in sides:
             sandbox, config = pods.run()
-            container = pods.create(sandbox, config, command=["sh", "-c", f"while :; do nc -l -p {PORT} -e cat; done"])
+            container = pods.create(sandbox, config, command=["sh", "-c", f"exec nc -lk -p {PORT} -e cat"])
             pods.start(container)
             crictl = [program, "--runtime-endpoint", f"unix://{pods.side.socket}"]
             for _ in range(rounds):

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from google.protobuf import text_format
 from hypothesis import strategies as st
 
-from tests.e2e.wishes import CDI_KIND, COMMAND, PODS, WISHES, Case, Draw, Surroundings
+from tests.e2e.cases import CDI_KIND, COMMAND, PODS, Case, Draw, Surroundings
+from tests.e2e.wishes import WISHES
 
 INVALID, NEVER, MISSING = "INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_FOUND"
 _SECURITY = "linux {{ security_context {{ {} }} }}"

@@ -16,22 +16,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from porto_api import Client
 from shim_core.cri.v1 import api_pb2 as pb
+from tests.e2e.cases import COMMAND, DEFAULT_PATH, PODS, Case, Seen, Surroundings
 from tests.e2e.cgroups import in_force
 from tests.e2e.conftest import pull
 from tests.e2e.mistakes import cases
 from tests.e2e.pods import Pods, until
 from tests.e2e.test_lifecycle import porto_socket
 from tests.e2e.view import END, View, parse, script
-from tests.e2e.wishes import (
-    COMMAND,
-    DEFAULT_PATH,
-    PODS,
-    Case,
-    Seen,
-    Surroundings,
-    check_capabilities,
-    check_namespaces,
-)
+from tests.e2e.wishes import check_capabilities, check_namespaces
 from tools import images
 from tools.node import Node
 from tools.registry import LocalRegistry

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import resource
 import threading
 from pathlib import Path
 
 import pytest
-from shim_embedded_porto import states
+from shim_embedded_porto import kernel, states
 from shim_embedded_porto.container import Container
 from shim_embedded_porto.errors import Fault
 from shim_embedded_porto.store import Store
@@ -40,6 +43,31 @@ class TestStore:
         (tmp_path / "state/containers/7.new").write_text(json.dumps({"name": "c"}))
         assert list(store.containers()) == [{"name": "a"}]
         assert not (tmp_path / "state/containers/7.new").exists()
+
+    def test_no_room_for_a_record(self, tmp_path: Path) -> None:
+        store = Store(tmp_path / "state")
+        store.open()
+        store.save_container(5, {"name": "a"})
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                store.save_container(5, {"name": "b" * 1000})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        assert list(store.containers()) == [{"name": "a"}]
+
+    def test_a_file_system_that_cant_exchange_names(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def exchange(first: str, second: str) -> None:
+            raise OSError(errno.EINVAL, "Invalid argument", f"{first}, {second}")
+
+        monkeypatch.setattr(kernel, "exchange", exchange)
+        store = Store(tmp_path / "state")
+        store.open()
+        for name in "ab":
+            store.save_container(5, {"name": name})
+        assert list(store.containers()) == [{"name": "b"}]
+        assert os.listdir(tmp_path / "state/containers") == ["5"]
 
     def test_another_boot(self, tmp_path: Path) -> None:
         store = Store(tmp_path / "state")

@@ -221,6 +221,15 @@ class TestControllers:
         assert child == f"{parent}/b"
         assert porto.get_property("p/a", "cgroups[memory]") == parent
 
+    def test_naming_those_it_has_changes_nothing(self, porto: Client) -> None:
+        porto.create("a")
+        before = porto.get_property("a", "cpu_guarantee_bound")
+        porto.set_property("a", "controllers", "cpu;memory")
+        assert porto.get_property("a", "cpu_guarantee_bound") == before
+        porto.set_property("a", "controllers", "memory")
+        porto.set_property("a", "controllers", "cpu;memory")
+        assert porto.get_property("a", "cpu_guarantee_bound") == "0c"
+
     def test_not_while_it_runs(self, porto: Client) -> None:
         start(porto, "p", "")
         start(porto, "p/a")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from porto_api import Client, errors
+from porto_api import Client, errors, rpc_pb2
 from tests.porto.support import eventually, refused, root_pid, run, shell, spec, start
 
 MOUNTS = {
@@ -63,6 +63,12 @@ class TestRootOfItsOwn:
         binds = [f"{tmp_path}/own /etc/resolv.conf"]
         found = run(porto, "a", ["cat", "/etc/resolv.conf"], root=root, bind=binds, resolv_conf="keep")
         assert found.stdout == "own\n"
+
+    def test_a_read_only_volume_and_nothing_to_bind_files_over(self, porto: Client, base_layer: str) -> None:
+        made = rpc_pb2.TVolumeSpec(backend="overlay", layers=[base_layer], read_only=True)
+        made.links.add(container="a", container_root=True)
+        with refused(errors.Unknown, "Read-only file system: mknod(/etc/resolv.conf, 0100644, 0)"):
+            porto.create_from_spec(spec("a", "true"), [made], start=True)
 
     def test_devices(self, porto: Client, root: str) -> None:
         script = "cd /dev; for d in null zero full random urandom tty console; do stat -c '%n %t:%T %a' $d; done"

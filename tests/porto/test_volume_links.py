@@ -50,6 +50,13 @@ class TestHolding:
         porto.unlink_volume(path, "***")
         assert porto.list_volumes() == []
 
+    def test_in_a_root_that_isnt_there(self, porto: Client) -> None:
+        made = rpc_pb2.TVolumeSpec(backend="plain")
+        made.links.add(container="a", target="/mnt")
+        with refused(errors.Unknown, "No such file or directory: Cannot open /not/there"):
+            porto.create_from_spec(spec("a", "true", root="/not/there"), [made])
+        assert porto.list_volumes() == []
+
     def test_errors(self, porto: Client) -> None:
         path = porto.create_volume(None, {}).path
         porto.create("a")

@@ -102,6 +102,18 @@ class TestBackends:
         assert content == "xx"
         assert [storage.name for storage in porto.list_storages()] == ["kept"]
 
+    def test_quotas_of_a_directory(self, porto: Client, base_layer: str, tmp_path: Path) -> None:
+        settings = {"backend": "quota", "space_limit": "1M"}
+        for path, more, message in (
+            (None, {}, "Quota backend requires path"),
+            (str(tmp_path), {"space_limit": "0"}, "Quota backend requires space_limit"),
+            (str(tmp_path), {"read_only": "true"}, "Quota backed doesn't support read_only"),
+            (str(tmp_path), {"storage": "x"}, "Quota backed doesn't support storage"),
+            (str(tmp_path), {"layers": base_layer}, "Quota backed doesn't support layers"),
+        ):
+            with refused(errors.InvalidProperty, message):
+                porto.create_volume(path, {**settings, **more})
+
     def test_none_of_them(self, porto: Client) -> None:
         with refused(errors.NotSupported, "Unknown volume backend: bla"):
             porto.create_volume(None, {"backend": "bla"})
@@ -181,6 +193,19 @@ class TestSettings:
         path = porto.new_volume(spec).path
         assert os.stat(f"{path}/a/b").st_mode & 0o7777 == 0o700
         assert os.readlink(f"{path}/c/d") == "/etc/passwd"
+
+    def test_directories_in_a_read_only_one(self, porto: Client, tmp_path: Path) -> None:
+        (tmp_path / "old").mkdir(mode=0o700)
+        spec = rpc_pb2.TVolumeSpec(backend="bind", storage=str(tmp_path), read_only=True)
+        for directory in ("old/new", "old"):
+            spec.directories.add(path=directory, permissions=0o750)
+        path = porto.new_volume(spec).path
+        # What is there stays as it is.
+        assert [os.stat(f"{path}/{name}").st_mode & 0o7777 for name in ("old", "old/new")] == [0o700, 0o750]
+        memory = rpc_pb2.TVolumeSpec(backend="tmpfs", space=rpc_pb2.TVolumeResource(limit=MIB), read_only=True)
+        memory.directories.add(path="new")
+        with pytest.raises(errors.Unknown, match=r"Read-only file system: Cannot mkdirat /.*/volume new"):
+            porto.new_volume(memory)
 
     def test_changes(self, porto: Client) -> None:
         path = porto.create_volume(None, {"backend": "tmpfs", "space_limit": "1M"}).path

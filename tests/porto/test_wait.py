@@ -65,6 +65,12 @@ class TestOnce:
         with refused(errors.ContainerDoesNotExist, "container nope not found"):
             porto.wait(["nope"], 1)
 
+    def test_what_comes_after_one_that_has_ended_isnt_looked_at(self, porto: Client) -> None:
+        porto.create("a")
+        assert porto.wait(["a", "nope"], 1).name == "a"
+        with refused(errors.ContainerDoesNotExist, "container nope not found"):
+            porto.wait(["nope", "a"], 1)
+
     def test_nothing_to_wait_for(self, porto: Client) -> None:
         with refused(errors.InvalidValue, "Containers to wait are not set"):
             porto.wait([], 1)

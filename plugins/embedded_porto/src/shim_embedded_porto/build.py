@@ -1,6 +1,7 @@
 """What a process forked by the keeper does to have crun build a container's root.
 
-In a mount namespace of its own it gathers what goes into the root below a work directory, then becomes ``crun create``.
+In a mount namespace of its own it gathers what goes into the root below a work directory, and when the namespaces are
+there that the root shows, becomes ``crun create``.
 crun makes the container's mount namespace and leaves a process waiting in it; the container's real first process
 takes the namespace over, and the waiting one is killed. Nothing has to be unmounted: all of it ends with the process.
 """
@@ -8,17 +9,19 @@ takes the namespace over, and the waiting one is killed. Nothing has to be unmou
 from __future__ import annotations
 
 import os
+import socket
 from typing import TYPE_CHECKING, NoReturn
 
-from shim_embedded_porto import kernel
+from shim_embedded_porto import kernel, launch
 
 if TYPE_CHECKING:
     from shim_embedded_porto.plan import MountPlan, Plan
 
 
-def run(plan: Plan, fds: list[int], pid_namespace: int, net_namespace: int, program: int) -> NoReturn:
+def run(plan: Plan, fds: list[int], keeper: socket.socket, program: int) -> NoReturn:
     """Prepare and execute crun. An error goes to the file that is crun's log.
 
+    :param keeper: sends the namespaces crun is to join, of the network and of processes, once they are there.
     :param program: crun, as a descriptor.
     """
     try:
@@ -26,7 +29,10 @@ def run(plan: Plan, fds: list[int], pid_namespace: int, net_namespace: int, prog
         assert mounts is not None
         parent = fds[plan["join"]["mnt"]] if "mnt" in plan["join"] else -1
         _gather(mounts, plan["bundle"], parent)
-        _name_namespaces(plan["bundle"], pid_namespace, net_namespace)
+        message, namespaces = launch.receive(keeper, 16)
+        if not message:
+            os._exit(1)  # nobody waits for us
+        _name_namespaces(plan["bundle"], namespaces)
         null = os.open("/dev/null", os.O_RDWR)
         for number in (0, 1, 2):
             os.dup2(null, number)
@@ -114,10 +120,9 @@ def _run_directory(mounts: MountPlan, bundle: str) -> None:
         kernel.mount(mounts["socket"], target, "", kernel.MS_BIND)
 
 
-def _name_namespaces(bundle: str, pid_namespace: int, net_namespace: int) -> None:
+def _name_namespaces(bundle: str, namespaces: list[int]) -> None:
     """Give the namespaces crun is to join names that can't come to mean others: crun takes nothing but paths."""
-    for name, fd in (("pid", pid_namespace), ("net", net_namespace)):
-        if fd >= 0:
-            target = f"{bundle}/ns-{name}"
-            os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-            kernel.mount(f"/proc/self/fd/{fd}", target, "", kernel.MS_BIND)
+    for name, fd in zip(("net", "pid"), namespaces, strict=False):
+        target = f"{bundle}/ns-{name}"
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        kernel.mount(f"/proc/self/fd/{fd}", target, "", kernel.MS_BIND)

@@ -263,6 +263,11 @@ class Container:
         return self.virt_mode == "host"
 
     @property
+    def exact_status(self) -> bool:
+        """Its exit codes above 128 are just that, and no signals."""
+        return self.os_mode or self.job_mode
+
+    @property
     def has_resources(self) -> bool:
         """True from start to stop: the time it has cgroups."""
         return self.state not in (states.STOPPED, states.DESTROYED) or self.is_root

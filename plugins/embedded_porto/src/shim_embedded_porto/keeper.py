@@ -46,6 +46,10 @@ class _Launch:
         self.ready = 0
         """The process that waits for its root, or goes on at once."""
         self.crun = 0
+        """The process that gathers what goes into the root, and becomes crun."""
+        self.builder: socket.socket | None = None
+        """Where that waits for the namespaces crun is to join."""
+        self.build_failed = False
         self.waiting = 0
         """The process crun has left in the new mount namespace."""
         self.task = 0
@@ -60,6 +64,8 @@ class _Launch:
 
     def close(self) -> None:
         self.control.close()
+        if self.builder is not None:
+            self.builder.close()
         for fd in self.fds:
             os.close(fd)
         self.fds = []
@@ -230,6 +236,8 @@ class Keeper:
         started = _Launch(plan, fds, ours, pid)
         self._launches[ours.fileno()] = started
         self._poll.register(ours, select.POLLIN)
+        if plan["crun"]:
+            self._start_builder(started)
 
     def _forget_descriptors(self, keep: set[int]) -> None:
         """In a forked process: close the keeper's own descriptors."""
@@ -256,8 +264,10 @@ class Keeper:
             started.error = started.error or message
         elif "ready" in message:
             started.ready = sender
-            if started.plan["crun"]:
-                self._run_crun(started)
+            if started.build_failed:
+                self._abandon(started, _crun_error(started.plan["bundle"]))
+            elif started.builder is not None:
+                self._go_on_building(started)
         elif "adopted" in message:
             self._clean_up_crun(started)
         elif "running" in message:
@@ -265,25 +275,41 @@ class Keeper:
         elif "map" in message:
             self._map_users(started)
 
-    def _run_crun(self, started: _Launch) -> None:
-        plan = started.plan
+    def _start_builder(self, started: _Launch) -> None:
+        """Have a process gather what goes into the root, while the container's first process is on its way."""
+        started.builder, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            net = os.open(f"/proc/{started.ready}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-            pid_path = f"/proc/{started.ready}/ns/pid"
-            own = os.open(pid_path, os.O_RDONLY | os.O_CLOEXEC) if plan["isolate"] else -1
-            joined = started.fds[plan["join"]["pid"]] if "pid" in plan["join"] else -1
             program = self._crun.descriptor()
             pid = os.fork()
         except OSError as err:
+            theirs.close()
             self._abandon(started, {"error": "Unknown", "text": err.filename or "fork", "errno": err.errno})
             return
         if pid == 0:
             launch.reset_signals()
-            self._forget_descriptors(keep={net, own, program, *started.fds})
-            build.run(plan, started.fds, own if own >= 0 else joined, net, program)
+            self._forget_descriptors(keep={theirs.fileno(), program, *started.fds})
+            build.run(started.plan, started.fds, theirs, program)
+        theirs.close()
         started.crun = pid
-        for fd in (net, own):
-            if fd >= 0:
+
+    def _go_on_building(self, started: _Launch) -> None:
+        """The first process is there, and its namespaces are."""
+        assert started.builder is not None
+        plan = started.plan
+        fds: list[int] = []
+        try:
+            fds.append(os.open(f"/proc/{started.ready}/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+            if plan["isolate"]:
+                fds.append(os.open(f"/proc/{started.ready}/ns/pid", os.O_RDONLY | os.O_CLOEXEC))
+            elif "pid" in plan["join"]:
+                fds.append(os.dup(started.fds[plan["join"]["pid"]]))
+            socket.send_fds(started.builder, [b"go"], fds)
+        except BrokenPipeError:
+            pass  # it has failed; we shall hear of that
+        except OSError as err:
+            self._abandon(started, {"error": "Unknown", "text": err.filename or "send", "errno": err.errno})
+        finally:
+            for fd in fds:
                 os.close(fd)
 
     def _crun_ended(self, started: _Launch, status: int) -> None:
@@ -295,7 +321,9 @@ class Keeper:
                 started.waiting = int(file.read())
             fd = os.open(f"/proc/{started.waiting}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         except (OSError, ValueError):
-            self._abandon(started, _crun_error(bundle))
+            started.build_failed = True
+            if started.ready:  # else something may be wrong that comes first
+                self._abandon(started, _crun_error(bundle))
             return
         try:
             socket.send_fds(started.control, [b"go"], [fd])
@@ -304,6 +332,11 @@ class Keeper:
         os.close(fd)
 
     def _clean_up_crun(self, started: _Launch) -> None:
+        if started.crun:
+            # Something else has failed. Before its directory goes, whoever makes things in there does.
+            _kill(started.crun)
+            os.waitpid(started.crun, 0)
+            started.crun = 0
         if started.waiting:
             _kill(started.waiting)
             started.waiting = 0

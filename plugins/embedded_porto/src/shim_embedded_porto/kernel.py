@@ -28,6 +28,7 @@ AT_SYMLINK_NOFOLLOW = 0x100
 MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = 0x1, 0x2
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH, RESOLVE_IN_ROOT = 0x1, 0x2, 0x4, 0x8, 0x10
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 O_PATH = getattr(os, "O_PATH", 0x200000)
 
 _X86 = os.uname().machine == "x86_64"
@@ -35,6 +36,7 @@ _SYS_CLONE = 56 if _X86 else 220
 _SYS_CAPGET, _SYS_CAPSET = (125, 126) if _X86 else (90, 91)
 _SYS_IOPRIO_SET = 251 if _X86 else 30
 _SYS_PIVOT_ROOT = 155 if _X86 else 41
+_SYS_RENAMEAT2 = 316 if _X86 else 276
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_OPENAT2, _SYS_MOUNT_SETATTR = 428, 429, 437, 442
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -104,13 +106,13 @@ def isolate(target: str) -> None:
     """Cut a mount, and all below it, off from its peers; nothing happens to what is no mount."""
     attributes = struct.pack("<4Q", 0, 0, MS_PRIVATE, 0)
     flags = AT_SYMLINK_NOFOLLOW | AT_RECURSIVE
-    _libc.syscall(_SYS_MOUNT_SETATTR, -100, os.fsencode(target), flags, attributes, len(attributes))
+    _libc.syscall(_SYS_MOUNT_SETATTR, AT_FDCWD, os.fsencode(target), flags, attributes, len(attributes))
 
 
 def open_tree(path: str) -> int:
     """A copy of a mount tree that is mounted nowhere yet, as a descriptor."""
     flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE
-    return _check(int(_libc.syscall(_SYS_OPEN_TREE, -100, os.fsencode(path), flags)), f"open_tree({path})")
+    return _check(int(_libc.syscall(_SYS_OPEN_TREE, AT_FDCWD, os.fsencode(path), flags)), f"open_tree({path})")
 
 
 def open_tree_of(fd: int) -> int:
@@ -137,7 +139,7 @@ def pivot_root() -> None:
 
 def move_mount(fd: int, target: str) -> None:
     """Mount what :func:`open_tree` gave."""
-    result = _libc.syscall(_SYS_MOVE_MOUNT, fd, b"", -100, os.fsencode(target), MOVE_MOUNT_F_EMPTY_PATH)
+    result = _libc.syscall(_SYS_MOVE_MOUNT, fd, b"", AT_FDCWD, os.fsencode(target), MOVE_MOUNT_F_EMPTY_PATH)
     _check(int(result), f"move_mount({target})")
 
 
@@ -162,6 +164,13 @@ def open_directory_below(directory: int, name: str) -> int:
 def _openat2(directory: int, path: str, flags: int, mode: int, resolve: int) -> int:
     how = struct.pack("<QQQ", flags | os.O_CLOEXEC, mode, resolve)
     return _check(int(_libc.syscall(_SYS_OPENAT2, directory, os.fsencode(path), how, len(how))), path)
+
+
+def exchange(first: str, second: str) -> None:
+    """Let two files change names, in one step (renameat2(2))."""
+    names = os.fsencode(first), os.fsencode(second)
+    result = _libc.syscall(_SYS_RENAMEAT2, AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE)
+    _check(int(result), f"exchange({first}, {second})")
 
 
 def unescape(path: str) -> str:

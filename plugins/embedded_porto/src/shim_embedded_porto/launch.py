@@ -152,12 +152,9 @@ def _fork() -> int:
 
 def reset_signals() -> None:
     signal.set_wakeup_fd(-1)
-    for number in range(1, signal.NSIG):
-        if number not in (signal.SIGKILL, signal.SIGSTOP):
-            try:
-                signal.signal(number, signal.SIG_DFL)
-            except (OSError, ValueError):
-                pass  # the C library keeps two for itself
+    for number in signal.valid_signals():
+        if signal.getsignal(number) not in (signal.SIG_DFL, None):
+            signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
@@ -529,7 +526,7 @@ def _report(control: socket.socket, message: dict[str, object]) -> None:
     try:
         control.send(json.dumps(message).encode())
     except OSError:
-        pass  # the keeper is gone, and nobody waits for us
+        os._exit(1)  # the keeper is gone: the daemon takes the start for one that has failed
 
 
 def _write(path: str, value: str) -> None:

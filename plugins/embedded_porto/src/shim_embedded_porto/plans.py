@@ -139,7 +139,7 @@ def _basic_plan(ct: Container, host: Host, key: str) -> Plan:
         "unshare": (kernel.NEWIPC if ct.isolate else 0) | (kernel.NEWUTS if ct.isolate or ct.hostname else 0),
         "isolate": ct.isolate,
         "bare_init": ct.isolate and ct.os_mode,
-        "exact_status": ct.os_mode or ct.job_mode,
+        "exact_status": ct.exact_status,
         "hostname": ct.hostname,
         "sysctls": sysctls(ct),
         "loopback": False,
@@ -419,7 +419,7 @@ def _check_bind(bind: Bind, ct: Container, client: Client, host: Host) -> None:
         raise permission(f"{where}filesystem type is not allowed for write access")
     if ct.parent.root_path != "/" or client.task_cred.uid == 0:
         return
-    with _opened(bind.source) as fd:
+    with _opened("/", bind.source) as fd:
         directory = stat.S_ISDIR(os.fstat(fd).st_mode)
         writes = not bind.read_only or (directory and paths.is_system(bind.source))
         check = rights.check_write if writes else rights.check_read
@@ -431,26 +431,32 @@ def _check_bind(bind: Bind, ct: Container, client: Client, host: Host) -> None:
 
 
 def _check_bind_target(target: str, ct: Container, client: Client, host: Host) -> None:
-    """Nobody covers what isn't theirs: of the machine's files nothing, of a root's what programs rely on."""
-    machine = ct.root_path == "/"
-    if not machine and not paths.is_system(target):
+    """Nobody covers what isn't theirs: of the machine's files nothing, of a root's those that programs rely on."""
+    if ct.root_path != "/" and not paths.is_system(target):
         return
-    path = paths.join(ct.root_path, target)
-    while not os.path.exists(path):
-        if not machine:
-            return
-        path = os.path.dirname(path)
-    with _opened(path) as fd:
+    path = target
+    while True:
         try:
-            rights.check_write(fd, client, host.origin)
+            with _opened(ct.root_path, path) as fd:
+                rights.check_write(fd, client, host.origin)
+            return
         except Fault as fault:
-            raise fault.within(f"Bindmount target {target}") from None
+            if fault.errno != errno.ENOENT:
+                raise fault.within(f"Bindmount target {target}") from None
+        if ct.root_path != "/":
+            return  # what isn't there yet is made, and hides nothing
+        path = os.path.dirname(path)
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[int]:
+def _opened(root: str, path: str) -> Iterator[int]:
+    """What a path in a root leads to, as a descriptor that only names it."""
     try:
-        fd = os.open(path, kernel.O_PATH | os.O_CLOEXEC)
+        root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fd = kernel.open_in(root_fd, path, kernel.O_PATH)
+        finally:
+            os.close(root_fd)
     except OSError as err:
         raise system(err, f"Cannot open {path}") from err
     try:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from shim_embedded_porto import kernel
 from shim_embedded_porto.removal import try_remove_tree
 
 logger = logging.getLogger("shim.embedded_porto.store")
@@ -72,10 +73,18 @@ def _write(path: Path, content: str) -> None:
     temporary = f"{path}.new"
     fd = os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, content.encode())
+        left = memoryview(content.encode())
+        while left:
+            left = left[os.write(fd, left) :]
     finally:
         os.close(fd)
-    os.rename(temporary, path)
+    # A file that another is renamed over is written to the disk first, on ext4: of no use here, and it takes time.
+    try:
+        kernel.exchange(temporary, str(path))
+    except OSError:  # there was none, or the file system can't
+        os.rename(temporary, path)
+    else:
+        os.unlink(temporary)
 
 
 def _records(directory: Path) -> Iterator[dict[str, Any]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import logging
 import os
 import select
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -27,6 +29,8 @@ from shim_embedded_porto.plan import Plan
 logger = logging.getLogger("shim.embedded_porto.tasks")
 
 _RETRY_S = 1.0
+_REAPED_TIMEOUT_MS = 2000
+_PIDFD_GET_INFO, _PIDFD_INFO_EXIT = 0xC040FF0B, 1 << 3
 _BOOT = "import sys; sys.path.insert(0, sys.argv.pop()); from shim_embedded_porto.keeper import main; main()"
 
 
@@ -149,9 +153,14 @@ class Tasks:
             except OSError:
                 pass  # a new keeper knows nothing of it
 
-    def watch(self, task: Task) -> None:
-        """Look after a process whose keeper is gone: its end is noticed, its status only if it left one."""
-        self._orphans.add(task.key, task.wait_pid)
+    def watch(self, task: Task, *, exact_status: bool) -> None:
+        """Look after a process whose keeper is gone: its end is noticed.
+
+        Its status is known if it leaves one, or if the kernel remembers it (Linux 6.15); otherwise it is 0.
+
+        :param exact_status: see :class:`plan.Plan`.
+        """
+        self._orphans.add(task.key, task.wait_pid, exact_status=exact_status)
 
     def recorded_end(self, key: str) -> End | None:
         """What a task, or the keeper in its stead, has left in its exit file, if anything."""
@@ -253,8 +262,8 @@ class Tasks:
                 logger.exception("can't start another keeper")
                 time.sleep(_RETRY_S)
 
-    def _orphan_ended(self, key: str) -> None:
-        self._on_end(self.recorded_end(key) or End(key, 0, time.time()))
+    def _orphan_ended(self, key: str, status: int) -> None:
+        self._on_end(self.recorded_end(key) or End(key, status, time.time()))
 
 
 def _ask(sock: socket.socket) -> dict[str, Any] | None:
@@ -296,23 +305,26 @@ def alive(task: Task) -> bool:
 class _Orphans:
     """Waits for the end of processes that are nobody's children any more."""
 
-    def __init__(self, on_end: Callable[[str], None]) -> None:
+    def __init__(self, on_end: Callable[[str, int], None]) -> None:
+        """
+        :param on_end: called with the key and the status, as of wait(2).
+        """
         self._on_end = on_end
         self._poll = select.poll()
-        self._fds: dict[int, str] = {}
+        self._fds: dict[int, tuple[str, bool]] = {}
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._wake, self._waker = os.pipe2(os.O_CLOEXEC)
         self._poll.register(self._wake, select.POLLIN)
 
-    def add(self, key: str, pid: int) -> None:
+    def add(self, key: str, pid: int, *, exact_status: bool) -> None:
         try:
             fd = os.pidfd_open(pid)
         except OSError:
-            threading.Thread(target=self._on_end, args=(key,), daemon=True).start()
+            threading.Thread(target=self._on_end, args=(key, 0), daemon=True).start()
             return
         with self._lock:
-            self._fds[fd] = key
+            self._fds[fd] = (key, exact_status)
             self._poll.register(fd, select.POLLIN)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="orphans", daemon=True)
@@ -326,13 +338,31 @@ class _Orphans:
                     if os.read(self._wake, 64).startswith(b"q"):
                         return
                     continue
+                status = _exit_status(fd)
                 with self._lock:
-                    key = self._fds.pop(fd)
+                    key, exact = self._fds.pop(fd)
                     self._poll.unregister(fd)
                     os.close(fd)
-                self._on_end(key)
+                self._on_end(key, status if exact else launch.decode(status))
 
     def close(self) -> None:
         os.write(self._waker, b"q")
         if self._thread is not None:
             self._thread.join(timeout=5)
+
+
+def _exit_status(pidfd: int) -> int:
+    """The wait status of a process that has ended; 0 where the kernel doesn't tell."""
+    reaped = select.poll()
+    reaped.register(pidfd, 0)
+    while True:
+        info = bytearray(struct.pack("=Q56x", _PIDFD_INFO_EXIT))
+        try:
+            fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
+        except OSError:
+            return 0
+        if struct.unpack_from("=Q", info)[0] & _PIDFD_INFO_EXIT:
+            return int(struct.unpack_from("=i", info, 60)[0])
+        # Its new parent has yet to ask for it: only then the kernel tells others.
+        if not reaped.poll(_REAPED_TIMEOUT_MS):
+            return 0

@@ -59,7 +59,7 @@ class Events:
         """Nobody waits for our processes any more: watch them ourselves."""
         for ct in self._porto.tree.all():
             if ct.task.wait_pid:
-                self._porto.tasks.watch(ct.task)
+                self._porto.tasks.watch(ct.task, exact_status=ct.exact_status)
 
     # -- memory ----------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ logger = logging.getLogger("shim.embedded_porto.records")
 _PLAIN = ("exit_status", "oom_killed", "oom_events", "oom_kills", "oom_kills_total", "starts", "userns")
 _TIMES = ("created", "started", "died", "changed")
 _TASK = ("key", "wait_pid", "pid", "vpid", "wait_start", "start")
+_REMEMBERED = tuple(name for name, prop in PROPERTIES.items() if prop.stored and not prop.read_only and prop.supported)
 _STREAM = ("path", "outside", "inode", "device", "offset")
 
 
@@ -29,7 +30,7 @@ def make(ct: Container, ctx: Context) -> dict[str, Any]:
         # The delay of a respawn isn't remembered: it begins anew.
         "state": states.DEAD if ct.state == states.RESPAWNING else ct.state,
         "assigned": sorted(ct.assigned),
-        "properties": {name: prop.save(ct, ctx) for name, prop in PROPERTIES.items() if _remembered(ct, name)},
+        "properties": {name: PROPERTIES[name].save(ct, ctx) for name in _REMEMBERED if name in ct.assigned},
         "times": {name: getattr(ct.times, name) for name in _TIMES},
         "task": {name: getattr(ct.task, name) for name in _TASK},
         "streams": [_stream(stream) for stream in (ct.stdin, ct.stdout, ct.stderr)],
@@ -37,11 +38,6 @@ def make(ct: Container, ctx: Context) -> dict[str, Any]:
         "cpu_jail": sorted(ct.cpu_jail),
         **{name: getattr(ct, name) for name in _PLAIN},
     }
-
-
-def _remembered(ct: Container, name: str) -> bool:
-    prop = PROPERTIES[name]
-    return prop.stored and not prop.read_only and prop.supported and name in ct.assigned
 
 
 def _stream(stream: Stream) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def _sync(porto: Porto, ct: Container, state: str) -> None:
         pass  # nothing of its own runs
     elif alive(ct.task):
         if key not in porto.tasks.running:
-            porto.tasks.watch(ct.task)
+            porto.tasks.watch(ct.task, exact_status=ct.exact_status)
     else:
         _bury_dead(porto, ct)
         return

@@ -26,14 +26,15 @@ _WORTH_ANOTHER_TRY_BYTES = 256 * 1024
 def fetch_blob(
     registry: Registry, descriptor: Descriptor, path: Path, context: CallContext, progress_timeout_s: float
 ) -> None:
-    """Write a blob to a new file. When this returns, its size and digest are right; when it raises, the file is gone.
+    """Write a blob to a file, over what is in it. When this returns, its size and digest are right; else it is gone.
 
     :raises errors.ShimError: no endpoint has it, or what came is wrong.
     """
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         download = _Download(registry, descriptor, fd, context, progress_timeout_s)
         registry.ask("layer", download.from_endpoint, context)
+        os.ftruncate(fd, descriptor.size_bytes)
     except BaseException:
         path.unlink()
         raise
@@ -139,7 +140,6 @@ class _Download:
 
     def _restart(self) -> None:
         os.lseek(self._fd, 0, os.SEEK_SET)
-        os.ftruncate(self._fd, 0)
         self._hash = hashlib.sha256()
         self._written = 0
         self._continued = False

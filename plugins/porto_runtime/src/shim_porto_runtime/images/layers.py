@@ -79,18 +79,22 @@ class Layers:
     # -- in ------------------------------------------------------------------------------------------------------------
 
     def import_blob(
-        self, blob: Path, diff_id: str, limit_bytes: int, context: CallContext, *, last_use: bool = False
+        self,
+        blob: Path,
+        diff_id: str,
+        limit_bytes: int,
+        context: CallContext,
+        on_unpacked: Callable[[], None] = lambda: None,
     ) -> Layer:
         """Import a blob, whose own digest has been checked, under the digest of its content.
 
-        :param limit_bytes: of the content. :param last_use: remove the blob as soon as it is unpacked.
+        :param limit_bytes: of the content. :param on_unpacked: called when the blob isn't needed any more.
         :raises errors.ShimError: it isn't that content, or no good layer.
         """
         with self._archives.borrow() as archive:
             with self._unpackers.hold(context):
                 usage = self._write_archive(blob, archive, diff_id, limit_bytes, context)
-            if last_use:
-                blob.unlink()
+            on_unpacked()
             with self._importers.hold(context), self._alone_with(diff_id):
                 if (existing := self._store.layer(diff_id)) is not None:
                     return existing

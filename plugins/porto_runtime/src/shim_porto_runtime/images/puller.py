@@ -7,9 +7,9 @@ it once. The work is done in threads of its own, and ends when the last client t
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from shim_porto_runtime.images.flights import Flights, Slots, run_together
 from shim_porto_runtime.images.layers import Layers
 from shim_porto_runtime.images.model import ImageRecord, Layer
 from shim_porto_runtime.images.registry import Patience, Registry
+from shim_porto_runtime.images.scratchfiles import ScratchFiles
 from shim_porto_runtime.images.settings import ImageSettings
 from shim_porto_runtime.images.store import Store
 from shim_porto_runtime.images.tls import TlsContexts
@@ -59,7 +60,7 @@ class Puller:
         self._store = store
         self._layers = layers
         self._blobs = blobs
-        self._directory = directory
+        self._files = ScratchFiles(directory, ".blob")
         self._patience = patience
         self._assembly = assembly
         self._tls = TlsContexts()
@@ -74,7 +75,7 @@ class Puller:
         return self._pulls.run((image, auth), context, lambda own: self._pull(image, auth, own))
 
     def fetch_blob(self, image: ImageReference, descriptor: Descriptor, path: Path, context: CallContext) -> None:
-        """Fetch a packed layer once more, into a new file, with the credentials of the node.
+        """Fetch a packed layer once more, into a file, with the credentials of the node.
 
         :raises errors.ShimError: it can't be had.
         """
@@ -175,17 +176,15 @@ class Puller:
             blob = self._blobs.find(descriptor.digest)
             if blob is not None:
                 return self._layers.import_blob(blob, part.diff_id, limit, context)
-            path = self._directory / f"{secrets.token_hex(8)}.blob"
-            try:
+            with ExitStack() as packed:
+                path = packed.enter_context(self._files.borrow())
                 with slots.hold(context):
                     fetch_blob(registry, descriptor, path, context, self._settings.pull_progress_timeout)
-                keep = self._settings.keep_blobs == "all"
-                layer = self._layers.import_blob(path, part.diff_id, limit, context, last_use=not keep)
-                if keep:
-                    self._blobs.keep(path, descriptor.digest)
-            finally:
-                path.unlink(missing_ok=True)
-        return layer
+                if self._settings.keep_blobs != "all":
+                    return self._layers.import_blob(path, part.diff_id, limit, context, packed.close)
+                layer = self._layers.import_blob(path, part.diff_id, limit, context)
+                self._blobs.keep(path, descriptor.digest)
+                return layer
 
 
 def _name_image(err: errors.ShimError, image: ImageReference) -> errors.ShimError:
