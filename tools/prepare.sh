@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-PACKAGES="python3-venv gcc libc6-dev crun containernetworking-plugins docker-registry busybox-static iproute2 nftables iptables $*"
+PACKAGES="python3-venv gcc libc6-dev crun containernetworking-plugins docker-registry skopeo busybox-static iproute2 nftables iptables procps $*"
 
 missing=
 for package in $PACKAGES; do
