@@ -76,7 +76,7 @@ def test_what_ends_meanwhile_has_its_exit_code(
     ended = time.time()
     eventually(lambda: not exists(pid))
     daemon.start()
-    assert porto.wait(["a"], 10).state == "dead"
+    assert porto.wait(["a"], 60).state == "dead"
     assert porto.get_property("a", "exit_code") == str(code)
     assert porto.get_property("a", "stdout") == "end\n"
     assert abs(int(porto.get_property("a", "death_time[raw]")) - ended) <= 2
@@ -104,7 +104,7 @@ def test_states(daemon: Daemon, porto: Client) -> None:
     start(porto, "meta/child")
     for name in ("running", "paused", "dead", "again"):
         porto.start(name)
-    porto.wait(["dead"], 10)
+    porto.wait(["dead"], 60)
     porto.pause("paused")
     porto.stop("again")
     before = states(porto)
@@ -171,7 +171,7 @@ def test_ends_after_the_restart_are_noticed(daemon: Daemon, porto: Client) -> No
     daemon.restart()
     for name in ("a", "b"):
         porto.kill(name, signal.SIGTERM)
-        assert porto.wait([name], 10).state == "dead"
+        assert porto.wait([name], 60).state == "dead"
         assert porto.get_property(name, "exit_code") == "-15"
 
 
@@ -180,7 +180,7 @@ def test_running_out_of_memory_after_the_restart_is_noticed(daemon: Daemon, port
     start(porto, "a", shell(eat), memory_limit=32 << 20)
     daemon.restart()
     (tmp_path / "go").touch()
-    assert porto.wait(["a"], 10).state == "dead"
+    assert porto.wait(["a"], 60).state == "dead"
     assert porto.get_property("a", "exit_code") == "-99"
 
 
@@ -251,3 +251,17 @@ def test_another_one_is_refused(daemon: Daemon, porto: Client) -> None:
     assert done.returncode == 1
     assert "another daemon works with" in daemon.log.read_text()
     assert state(porto, "a") == "running"
+
+
+def test_a_start_is_not_taken_for_an_earlier_one(daemon: Daemon, porto: Client) -> None:
+    """A container that has the number of one before it isn't ended by what is told of that one, late."""
+    known: list[tuple[str, str]] = []
+    for _ in range(2):
+        start(porto, "a", "sleep 1000")
+        (key,) = os.listdir(daemon.state / "exits")
+        known.append((porto.get_property("a", "id"), key))
+        porto.destroy("a")
+        daemon.restart()
+    (first_id, first), (second_id, second) = known
+    assert first_id == second_id
+    assert first != second

@@ -95,7 +95,6 @@ class Container:
         """Names of the properties that were set: those that are stored."""
         self.task = Task()
         self.times = Times()
-        self.starts = 0
         self.running_below = 0
         self.starting_below = 0
         """How many containers below it are running, and starting."""
@@ -280,11 +279,6 @@ class Container:
     def hollow(self) -> bool:
         """Without a command, and nothing runs below it."""
         return self.state == states.META and not self.running_below
-
-    @property
-    def task_key(self) -> str:
-        """What the keeper knows its present start by."""
-        return f"{self.id}-{self.starts}"
 
     @property
     def in_userns(self) -> bool:

@@ -14,7 +14,7 @@ from shim_embedded_porto.properties.registry import PROPERTIES
 
 logger = logging.getLogger("shim.embedded_porto.records")
 
-_PLAIN = ("exit_status", "oom_killed", "oom_events", "oom_kills", "oom_kills_total", "starts", "userns")
+_PLAIN = ("exit_status", "oom_killed", "oom_events", "oom_kills", "oom_kills_total", "userns")
 _TIMES = ("created", "started", "died", "changed")
 _TASK = ("key", "wait_pid", "pid", "vpid", "wait_start", "start")
 _REMEMBERED = tuple(name for name, prop in PROPERTIES.items() if prop.stored and not prop.read_only and prop.supported)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -178,8 +179,8 @@ def _start_task(porto: Porto, ct: Container, client: Client) -> None:
     ct.device_paths = frozenset(dev.path_inside for dev in ct.effective_devices() if dev.makes_node)
     if not plans.needs_task(ct):
         return
-    ct.starts += 1
-    key = ct.task_key
+    # Never the same again: a number comes back after a restart, and the end of whoever had it may yet be reported.
+    key = f"{ct.id}-{secrets.token_hex(8)}"
     # Should the daemon die from here on, the record tells whose process it is.
     ct.task = replace(ct.task, key=key)
     save(porto, ct)
