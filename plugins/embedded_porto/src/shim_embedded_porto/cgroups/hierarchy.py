@@ -87,7 +87,7 @@ class Cgroups:
     # -- where it is -----------------------------------------------------------------------------------------------
 
     def base_path(self, hierarchy: Hierarchy) -> str:
-        return os.path.join(hierarchy.mount, self.base)
+        return f"{hierarchy.mount}/{self.base}"
 
     def name(self, ct: Container, hierarchy: Hierarchy) -> str:
         """A container's cgroup below the base; empty when it has none there."""
@@ -119,7 +119,8 @@ class Cgroups:
         return self._path(ct, hierarchy)
 
     def _path(self, ct: Container, hierarchy: Hierarchy) -> str:
-        return os.path.join(self.base_path(hierarchy), self.name(ct, hierarchy)).rstrip("/")
+        name = self.name(ct, hierarchy)
+        return f"{self.base_path(hierarchy)}/{name}" if name else self.base_path(hierarchy)
 
     def reported_paths(self, ct: Container) -> dict[str, tuple[str, bool]]:
         """What the property ``cgroups`` shows: path by subsystem, and whether it is an ancestor's."""

@@ -37,7 +37,8 @@ class Property:
     :param stored: it belongs to what is remembered of a container; otherwise it follows from something else.
     :param dynamic: it may be set while the container runs. :param any_state: and when it is dead.
     :param runtime_only: it is there from the start on. :param dead_only: it is there at the end alone.
-    :param controllers: cgroup controllers it needs.
+    :param controllers: cgroup controllers it needs. :param machine: one the machine has to have; else there is no such
+        property.
     :param field: its name in TContainerSpec, or in TContainerStatus when read-only; empty: in neither.
     """
 
@@ -55,6 +56,7 @@ class Property:
         hidden: bool = False,
         supported: bool = True,
         controllers: tuple[str, ...] = (),
+        machine: str = "",
         field: str | None = None,
     ) -> None:
         self.name = name
@@ -68,6 +70,7 @@ class Property:
         self.hidden = hidden
         self.supported = supported
         self.controllers = controllers
+        self.machine = machine
         self.field = name if field is None else field
 
     @property
@@ -77,18 +80,22 @@ class Property:
 
     # -- checks ----------------------------------------------------------------------------------------------------
 
-    def check_get(self, ct: Container) -> None:
+    def is_supported(self, ctx: Context) -> bool:
+        """True when it is to be had on this machine."""
+        return self.supported and (not self.machine or ctx.porto.cgroups.has(self.machine))
+
+    def check_get(self, ct: Container, ctx: Context) -> None:
         """:raises Fault: NotSupported, InvalidState."""
-        if not self.supported:
+        if not self.is_supported(ctx):
             raise not_supported(f"{self.name} is not supported")
         if self.runtime_only and ct.state in (states.STOPPED, states.STARTING):
             raise invalid_state(f"{self.name} is not available in {ct.state} state")
         if self.dead_only and ct.state != states.DEAD:
             raise invalid_state(f"{self.name} available only in dead state")
 
-    def check_set(self, ct: Container) -> None:
+    def check_set(self, ct: Container, ctx: Context) -> None:
         """:raises Fault: NotSupported, InvalidValue (read-only), InvalidState."""
-        if not self.supported:
+        if not self.is_supported(ctx):
             raise not_supported(f"{self.name} is not supported")
         if self.read_only:
             raise invalid_value(f"{self.name} is read-only")
@@ -97,12 +104,12 @@ class Property:
         if not self.any_state and ct.state == states.DEAD:
             raise invalid_state(f"{self.name} cannot be set in dead state")
 
-    def check_real(self, ct: Container) -> None:
+    def check_real(self, ct: Container, ctx: Context) -> None:
         """Whether there is more than a default to get.
 
         :raises Fault: NoValue, InvalidState.
         """
-        if not self.supported:
+        if not self.is_supported(ctx):
             raise not_supported("Not supported")
         if self.stored and self.name not in ct.assigned:
             raise Fault(pb.NoValue, "Property not set")

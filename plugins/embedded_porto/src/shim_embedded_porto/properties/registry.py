@@ -45,7 +45,7 @@ def get(ct: Container, name: str, ctx: Context) -> str:
     prop = PROPERTIES.get(base)
     if prop is None:
         raise Fault(pb.InvalidProperty, f"Unknown container property: {base}")
-    prop.check_get(ct)
+    prop.check_get(ct, ctx)
     return prop.get(ct, ctx) if index is None else prop.get_indexed(ct, index, ctx)
 
 
@@ -69,7 +69,7 @@ def check_real(ct: Container, name: str, ctx: Context) -> None:
     prop = PROPERTIES.get(base)
     if prop is None:
         raise Fault(pb.InvalidProperty, "Unknown property")
-    prop.check_real(ct)
+    prop.check_real(ct, ctx)
 
 
 def set_value(ct: Container, name: str, value: str, ctx: Context) -> None:
@@ -89,7 +89,7 @@ def set_value(ct: Container, name: str, value: str, ctx: Context) -> None:
             raise Fault(pb.InvalidProperty, f"Invalid property {base}")
         identity.set_label(ct, base, value, ctx)
         return
-    prop.check_set(ct)
+    prop.check_set(ct, ctx)
     if prop.controllers:
         ctx.porto.enable_controllers(ct, prop.controllers)
     had = prop.name in ct.assigned
@@ -115,10 +115,11 @@ def load(ct: Container, spec: pb.TContainerSpec, ctx: Context, *, undo: bool = F
     """
     done: list[tuple[Property, str, bool]] = []
     try:
+        given = {field.name for field, _ in spec.ListFields()}
         for prop in PROPERTIES.values():
-            if not prop.in_spec(spec):
+            if prop.field not in given or not prop.in_spec(spec):
                 continue
-            prop.check_set(ct)
+            prop.check_set(ct, ctx)
             if prop.controllers:
                 ctx.porto.enable_controllers(ct, prop.controllers)
             if prop.stored:
@@ -152,7 +153,7 @@ def dump(ct: Container, wanted: list[str], indexes: dict[str, str], out: pb.TCon
             out.status.error.add(error=pb.InvalidProperty, msg=f"Unknown property {name}")
             continue
         try:
-            prop.check_get(ct)
+            prop.check_get(ct, ctx)
         except Fault:
             continue
         if name in indexes:

@@ -306,6 +306,7 @@ PROPERTIES: list[Property] = [
         parse=text.parse_size,
         dynamic=True,
         controllers=("hugetlb",),
+        machine="hugetlb",
     ),
     flag("pressurize_on_death", "After death set tiny soft memory limit", **_MEMORY),
     flag(

@@ -340,8 +340,8 @@ def _allowed_capabilities(name: str, description: str) -> Computed:
 class Seccomp(Property):
     """A profile holds for the containers below as well: of all on a path from the root only one may have one."""
 
-    def check_set(self, ct: Container) -> None:
-        super().check_set(ct)
+    def check_set(self, ct: Container, ctx: Context) -> None:
+        super().check_set(ct, ctx)
         if any(other.seccomp is not None for other in ct.ancestors()):
             raise invalid_state("seccomp already set for ancestor")
         if any(other.seccomp is not None for other in ct.subtree() if other is not ct):

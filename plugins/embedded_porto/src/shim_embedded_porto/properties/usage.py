@@ -112,9 +112,10 @@ PROPERTIES: list[Property] = [
     Computed(
         "hugetlb_usage",
         "HugeTLB memory usage [bytes]",
-        lambda ct, ctx: ctx.usage(ct).hugetlb() if ctx.porto.cgroups.has("hugetlb") else 0,
+        lambda ct, ctx: ctx.usage(ct).hugetlb(),
         runtime_only=True,
         controllers=("hugetlb",),
+        machine="hugetlb",
     ),
     Computed(
         "virtual_memory",

@@ -98,9 +98,10 @@ def create_from_spec(call: Call, request: pb.TCreateFromSpecRequest) -> None:
                 client.weak.append(ct)
             else:
                 ct.weak = False
-            save(porto, ct)
+            if not request.start:
+                save(porto, ct)
         if request.start:
-            start.start(porto, ct, client)
+            start.start(porto, ct, client)  # remembers it too
     except BaseException:
         if ct.state != states.DESTROYED:
             porto.destroy(ct)

@@ -49,7 +49,7 @@ def set_property(call: Call, request: pb.TContainerSetPropertyRequest) -> None:
 @method("propertyList", kind=Kind.READ)
 def list_properties(call: Call, _request: pb.TContainerPropertyListRequest) -> None:
     for prop in registry.PROPERTIES.values():
-        if prop.supported and not prop.hidden:
+        if prop.is_supported(call.context) and not prop.hidden:
             call.response.propertyList.list.add(
                 name=prop.name, desc=prop.description, read_only=prop.read_only, dynamic=prop.dynamic
             )
@@ -58,5 +58,5 @@ def list_properties(call: Call, _request: pb.TContainerPropertyListRequest) -> N
 @method("dataList", kind=Kind.READ)
 def list_data(call: Call, _request: pb.TContainerDataListRequest) -> None:
     for prop in registry.PROPERTIES.values():
-        if prop.read_only and prop.supported and not prop.hidden:
+        if prop.read_only and prop.is_supported(call.context) and not prop.hidden:
             call.response.dataList.list.add(name=prop.name, desc=prop.description)
