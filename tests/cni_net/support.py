@@ -167,7 +167,7 @@ class Node:
         answer: NetworkAttachment | None = self.manager.hook.network_status(sandbox=sandbox, context=testing.context())
         return answer
 
-    def recovered(self, timeout_s: float = 20.0) -> bool:
+    def recovered(self, timeout_s: float = 60.0) -> bool:
         """Wait for what start-up does in the background."""
         assert self.plugin._recovery is not None
         return self.plugin._recovery.wait(timeout_s)
@@ -195,7 +195,7 @@ def sandbox(number: int = 1, **fields: Any) -> NetworkSandbox:
     return NetworkSandbox(**{**values, **fields})
 
 
-def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> bool:
+def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> bool:
     """Wait for a condition; whether it has come."""
     deadline = time.monotonic() + timeout_s
     while not condition():

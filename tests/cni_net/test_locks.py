@@ -46,7 +46,7 @@ def test_everything_waits_for_all_and_all_wait_for_it() -> None:
     def collect() -> None:
         with locks.everything(10):
             order.append("gc")
-            collecting.wait(10)
+            collecting.wait(60)
 
     with locks.sandbox("a", 1):
         thread = blocked(collect)

@@ -77,7 +77,7 @@ class Pods:
         answer: pb.PodSandboxStatus = self.cri.PodSandboxStatus(request).status
         return answer
 
-    def exited(self, container: str, timeout_s: float = 20.0) -> pb.ContainerStatus:
+    def exited(self, container: str, timeout_s: float = 60.0) -> pb.ContainerStatus:
         """The status once it has exited."""
         return until(lambda: self.status(container), lambda s: s.state == pb.CONTAINER_EXITED, timeout_s)
 
@@ -139,7 +139,7 @@ class Pods:
         self._sandboxes.clear()
 
 
-def until(look: Callable[[], T], condition: Callable[[T], object] = bool, timeout_s: float = 20.0) -> T:
+def until(look: Callable[[], T], condition: Callable[[T], object] = bool, timeout_s: float = 60.0) -> T:
     """What ``look`` returns once it fulfils ``condition``."""
     deadline = time.monotonic() + timeout_s
     while True:

@@ -79,7 +79,7 @@ class Rotation:
         self._log.rename(rotated)
         try:
             request = pb.ReopenContainerLogRequest(container_id=self._container)
-            self._node.cri.ReopenContainerLog(request, timeout=5)
+            self._node.cri.ReopenContainerLog(request, timeout=60)
         except grpc.RpcError as err:
             assert err.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED), err
             # The call may have been carried out all the same: then the new file goes on, and both are read in order.

@@ -85,7 +85,7 @@ def test_sigterm_under_load_touches_no_container(own: Node, own_pods: Pods) -> N
     def load() -> None:
         while not stop.is_set():
             try:
-                own_pods.cri.ListContainers(pb.ListContainersRequest(), timeout=5)
+                own_pods.cri.ListContainers(pb.ListContainersRequest(), timeout=60)
                 own_pods.exec(container, "true")
             except grpc.RpcError as err:
                 assert err.code() in (

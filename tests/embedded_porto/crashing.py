@@ -44,15 +44,21 @@ class Countdown:
         if event != "call" or _PACKAGE not in frame.f_code.co_filename:
             return
         with self._lock:
-            if not os.path.exists(self._file):
+            try:
+                armed = self._file.read_text()
+            except FileNotFoundError:
                 self._limit = -1
                 return
             if self._limit < 0:
-                self._limit, self._victim = map(int, self._file.read_text().split())
+                self._limit, self._victim = map(int, armed.split())
                 self._count = 0
             self._count += 1
             if self._limit == 0:
-                Path(f"{self._file}.count").write_text(str(self._count))
+                # Whoever reads it does so at any time.
+                count = Path(f"{self._file}.count")
+                whole = Path(f"{count}.new")
+                whole.write_text(str(self._count))
+                whole.rename(count)
             elif self._count == self._limit:
                 os.kill(self._victim or os.getpid(), signal.SIGKILL)
 

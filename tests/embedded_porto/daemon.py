@@ -18,7 +18,7 @@ from porto_api import Client, errors
 _START_TIMEOUT_S = 20.0
 
 
-def eventually(condition: Callable[[], object], timeout_s: float = 10.0, what: str = "it") -> None:
+def eventually(condition: Callable[[], object], timeout_s: float = 60.0, what: str = "it") -> None:
     """Wait until something is so."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -101,7 +101,7 @@ class Daemon:
         while True:
             try:
                 with Client(self.socket) as client:
-                    client.version(timeout_s=5)
+                    client.version(timeout_s=30)
                 return
             except errors.PortoError:
                 assert self.process.poll() is None, self.log.read_text()[-2000:]

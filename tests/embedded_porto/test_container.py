@@ -145,7 +145,7 @@ class TestTree:
             thread = threading.Thread(target=wait)
             thread.start()
             tree.remove(a)
-        thread.join(timeout=10)
+        thread.join(timeout=60)
         assert [fault.text for fault in found] == ["Container was destroyed"]
 
     @staticmethod

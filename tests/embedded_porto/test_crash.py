@@ -56,7 +56,7 @@ def _die(daemon: Daemon, action: Callable[[], object], *, surely: bool) -> None:
     assert daemon.process is not None
     if not surely:
         daemon.process.kill()
-    daemon.process.wait(timeout=20)
+    daemon.process.wait(timeout=60)
     daemon.disarm()
 
 
@@ -90,7 +90,7 @@ def _live(porto: Client, pod: str, over: threading.Event) -> None:
             start(porto, pod, "", hostname=pod)
             porto.create_from_spec(spec(f"{pod}/a", "sleep 1000"), [root_of(f"{pod}/a")], start=True)
             start(porto, f"{pod}/a/x", shell("exit 3"), isolate=False)
-            assert porto.wait([f"{pod}/a/x"], 20).state == "dead"
+            assert porto.wait([f"{pod}/a/x"], 60).state == "dead"
             porto.destroy(pod)
         except errors.PortoError:
             _destroy_quietly(porto, pod)

@@ -32,7 +32,7 @@ def fill(porto: Client, archive: str) -> list[int]:
     porto.pause("paused")
     porto.create("stopped")
     start(porto, "dead", "true")
-    porto.wait(["dead"], 10)
+    porto.wait(["dead"], 60)
     porto.create_volume(None, {"backend": "tmpfs", "space_limit": "1M"})
     return [root_pid(porto, name) for name in ("pod", "pod/a", "b", "paused")]
 
@@ -194,7 +194,7 @@ def test_a_signal_while_it_starts(daemon: Daemon, porto: Client, delay_s: float)
     with subprocess.Popen(daemon.command()) as process:
         time.sleep(delay_s)  # whatever it is doing by then
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) in (0, -signal.SIGTERM)
+        assert process.wait(timeout=60) in (0, -signal.SIGTERM)
     daemon.start()
     assert state(porto, "a") == "running"
 
@@ -211,7 +211,7 @@ def test_signals_are_heard_wherever_they_arrive(tmp_path: Path, number: signal.S
         import ctypes
 
         ctypes.CDLL(None).syscall(234, made.process.pid, threads[-1], number)
-        assert made.process.wait(timeout=20) == 0
+        assert made.process.wait(timeout=60) == 0
         made.process = None
 
 

@@ -70,7 +70,7 @@ def test_with_the_daemon(daemon: Daemon, porto: Client, tmp_path: Path) -> None:
     assert result(porto, "a").exit_code == 3
     assert state(porto, "b") == "running"
     porto.kill("b", signal.SIGKILL)
-    assert porto.wait(["b"], 10).state == "dead"
+    assert porto.wait(["b"], 60).state == "dead"
 
 
 def test_while_the_daemon_is_away(daemon: Daemon, porto: Client) -> None:
@@ -84,7 +84,7 @@ def test_while_the_daemon_is_away(daemon: Daemon, porto: Client) -> None:
 
 def test_it_ends_when_it_has_nothing_to_look_after(daemon: Daemon, porto: Client) -> None:
     start(porto, "a", "true")
-    porto.wait(["a"], 10)
+    porto.wait(["a"], 60)
     assert daemon.keeper_pid()
     daemon.end()
     eventually(lambda: not daemon.keeper_pid())

@@ -60,7 +60,7 @@ def test_nobody_enters_while_one_is_alone(tmp_path: Path) -> None:
         assert alone
         thread.start()
         assert not entered.wait(0.1)
-    assert entered.wait(5)
+    assert entered.wait(60)
     thread.join()
     first.close()
 

@@ -894,7 +894,7 @@ def test_a_layer_that_another_pull_can_not_have(
 
     def refuse(x: Exchange) -> None:
         under_way.set()
-        go_on.wait(10)
+        go_on.wait(60)
         x.error(403, "DENIED")
 
     hostile.on(f"/blobs/{shared.digest}", refuse)
@@ -902,7 +902,7 @@ def test_a_layer_that_another_pull_can_not_have(
     flights = node.service._puller._fetches
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(node.pull, f"{hostile.address}/x")
-        assert under_way.wait(10)
+        assert under_way.wait(60)
         second = pool.submit(node.pull, f"{foreign.address}/x")
         deadline = time.monotonic() + 10
         while not any(len(flight.waiters) > 1 for flight in list(flights._flights.values())):

@@ -226,7 +226,7 @@ class _ProxyHandler(socketserver.StreamRequestHandler):
             upstream.shutdown(socket.SHUT_WR)
         except OSError:
             pass
-        thread.join(5)
+        thread.join(60)
 
 
 @pytest.fixture

@@ -213,15 +213,15 @@ def test_a_flight_ends_when_all_have_left() -> None:
     threads = [threading.Thread(target=call, args=(context,)) for context in contexts]
     for thread in threads:
         thread.start()
-    started.wait(5)
+    started.wait(60)
     while len(flights._flights["k"].waiters) < 2:
         time.sleep(0.001)
     contexts[0].cancel()
-    threads[0].join(5)
+    threads[0].join(60)
     assert not ended.is_set()
     contexts[1].cancel()
-    threads[1].join(5)
-    assert ended.wait(5)
+    threads[1].join(60)
+    assert ended.wait(60)
     assert flights.run("k", testing.context(), lambda _: 7) == 7
     flights.close()
     with pytest.raises(errors.Unavailable, match="stopping"):
@@ -233,7 +233,7 @@ def test_a_flight_hands_its_error_to_everyone() -> None:
     gate = threading.Event()
 
     def work(_: CallContext) -> int:
-        gate.wait(5)
+        gate.wait(60)
         raise errors.UnknownError("broken")
 
     results: list[BaseException] = []

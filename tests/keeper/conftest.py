@@ -31,7 +31,7 @@ sys.stderr.write(f"wrote {number}\\n")
 """Writes numbered lines until a file appears, then says on stderr how many. With a pause of 0 as fast as it can."""
 
 
-def eventually(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+def eventually(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     """Wait until something is so."""
     deadline = time.monotonic() + timeout_s
     while not condition():

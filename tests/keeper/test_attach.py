@@ -76,7 +76,7 @@ class Session:
         self._context.cancel()
 
     def wait(self) -> AttachEnd | None:
-        self._thread.join(10)
+        self._thread.join(60)
         assert not self._thread.is_alive(), "the session hasn't ended"
         if self.failure is not None:
             raise self.failure
@@ -89,7 +89,7 @@ class Session:
 
     def close(self) -> None:
         self._context.cancel()
-        self._thread.join(10)
+        self._thread.join(60)
         for fd in (self.stdin, self.stdout, self.stderr):
             if fd is not None:
                 os.close(fd)
@@ -140,7 +140,7 @@ def test_a_shell_is_spoken_to(node: Node, attach: Callable[..., Session], tty: b
     os.write(session.stdin, b"echo $((6 * 7))\n")
     assert b"42" in session.read(b"42")
     os.write(session.stdin, b"exit 3\n")
-    assert process.wait(10) == 3
+    assert process.wait(60) == 3
     assert session.wait() == "ended"
     eventually(lambda: b"42" in node.read()["stdout"])
 
@@ -152,7 +152,7 @@ def test_the_end_of_input_closes_stdin_once(node: Node, attach: Callable[..., Se
     assert session.stdin is not None
     os.write(session.stdin, b"all there is")
     session.close_stdin()
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
     assert session.wait() == "ended"
     assert session.read(b"is") == b"all there is"
 
@@ -170,7 +170,7 @@ def test_the_end_of_input_does_not_close_stdin_otherwise(node: Node, attach: Cal
     second.read(b"second\n")
     assert process.poll() is None
     node.client.close_stdin("c")
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
 
 
 def test_a_terminal_stays_open_when_input_ends(node: Node, attach: Callable[..., Session]) -> None:
@@ -191,9 +191,9 @@ def test_more_input_than_the_container_reads_waits(node: Node, attach: Callable[
     feeder.start()
     time.sleep(0.2)
     assert node.stats.resident_bytes < 20_000_000
-    feeder.join(10)
+    feeder.join(60)
     session.close_stdin()
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
     eventually(lambda: node.read()["stdout"] == b"3000000\n")
 
 
@@ -211,7 +211,7 @@ def test_more_input_than_a_terminal_takes_waits(node: Node, attach: Callable[...
         read = b""
         while len(read) < len(data):
             read += os.read(streams.stdout, 1000)
-        feeder.join(10)
+        feeder.join(60)
         assert read == data
 
 
@@ -258,7 +258,7 @@ def test_a_slow_client_holds_up_nobody_and_is_disconnected(node: Node, attach: C
     assert time.monotonic() - started < 10
     with pytest.raises(errors.ResourceExhausted, match="slow"):
         slow.wait()
-    reader.join(10)
+    reader.join(60)
     assert not reader.is_alive(), "the quick one was there to the end"
     os.close(quick)
     assert len(node.read()["stdout"]) == 5_000_000
@@ -342,7 +342,7 @@ def test_a_file_can_be_attached(node: Node, tmp_path: Path) -> None:
         thread.start()
         eventually(lambda: node.client.list()[0].clients == 1)
         node.run(streams, "head", "-n", "1000")
-        thread.join(10)
+        thread.join(60)
     assert (tmp_path / "out").read_bytes() == b"from a file\n" * 1000
 
 
@@ -355,7 +355,7 @@ def test_the_sessions_descriptors_stay_as_they_were(node: Node, attach: Callable
         eventually(lambda: node.client.list()[0].clients == 1)
         assert os.get_blocking(reading)
         assert os.get_blocking(writing)
-    thread.join(10)
+    thread.join(60)
     os.close(reading)
     os.close(writing)
 
@@ -371,7 +371,7 @@ def test_a_session_goes_on_with_the_next_worker(node: Node, attach: Callable[...
     os.write(session.stdin, b"second\n")
     assert session.read(b"second\n") == b"first\nsecond\n"
     session.close_stdin()
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
     assert session.wait() == "ended"
 
 
@@ -450,7 +450,7 @@ def test_a_thousand_sessions_leave_nothing_behind(node: Node, attach: Callable[.
                 os.close(stdin_writing)
                 stdin_writing = -1
             context.cancel()
-            thread.join(10)
+            thread.join(60)
             eventually(lambda: node.stats.clients == 0)
             for fd in (reading, writing, stdin_reading, stdin_writing):
                 if fd >= 0:

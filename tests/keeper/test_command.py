@@ -26,7 +26,7 @@ def run_in_foreground(node: Node) -> Iterator[Callable[[], subprocess.Popen[byte
     yield run
     node.client.stop(force=True)
     for process in started:
-        process.wait(10)
+        process.wait(60)
 
 
 def test_it_runs_in_the_foreground_until_it_is_asked_to_end(
@@ -36,7 +36,7 @@ def test_it_runs_in_the_foreground_until_it_is_asked_to_end(
     eventually(lambda: node.client.stats() is not None)
     assert node.stats.holder_pid == process.pid
     process.terminate()
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
     assert node.client.stats() is None
 
 

@@ -86,7 +86,7 @@ def test_everything_at_once(node: Node) -> None:
             shims.append(shim(node))
     finally:
         ended.set()
-        rotator.join(20)
+        rotator.join(60)
         for process in shims:
             process.kill()
             process.wait()
@@ -259,10 +259,10 @@ def test_sessions_go_on_with_the_successor(node: Node) -> None:
     while len(read) < len(data):
         read += os.read(out_reading, 65536)
     assert read == data
-    feeder.join(10)
+    feeder.join(60)
     os.close(in_writing)
-    assert process.wait(10) == 0
-    thread.join(10)
+    assert process.wait(60) == 0
+    thread.join(60)
     assert not thread.is_alive()
     for fd in (out_reading, out_writing, in_reading):
         os.close(fd)

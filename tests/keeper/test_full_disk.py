@@ -84,7 +84,7 @@ def test_attached_clients_see_what_the_disk_has_no_room_for(node: Node, small_di
     thread.start()
     eventually(lambda: node.client.list()[0].clients == 1)
     node.run(streams, "seq", "1", "300000")
-    thread.join(20)
+    thread.join(60)
     output.close()
     assert (node.path / "attached").read_bytes() == b"".join(b"%d\n" % number for number in range(1, 300_001))
     assert node.client.list()[0].dropped_bytes > 0

@@ -97,7 +97,7 @@ def run(porto: Client, name: str, command: str | Sequence[str], **properties: An
 
 def result(porto: Client, name: str) -> Result:
     """Wait for a command's end."""
-    ended = porto.wait([name], 20)
+    ended = porto.wait([name], 60)
     assert ended.state == "dead", f"{name} is {ended.state}"
     return Result(
         int(porto.get_property(name, "exit_code")),
@@ -138,7 +138,7 @@ def cgroup_value(porto: Client, name: str, controller: str, *knobs: str) -> str:
     return pytest.skip(f"this machine has no {' or '.join(knobs)}")
 
 
-def eventually(condition: Callable[[], object], timeout_s: float = 10.0, what: str = "it") -> None:
+def eventually(condition: Callable[[], object], timeout_s: float = 60.0, what: str = "it") -> None:
     """Wait until something is so."""
     deadline = time.monotonic() + timeout_s
     while not condition():

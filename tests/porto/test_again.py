@@ -39,14 +39,14 @@ class TestRespawn:
 
     def test_at_will(self, porto: Client) -> None:
         start(porto, "a", "true")
-        porto.wait(["a"], 10)
+        porto.wait(["a"], 60)
         porto.respawn("a")
         eventually(lambda: state(porto, "a") == "dead")
         assert porto.get_property("a", "respawn_count") == "1"
 
     def test_the_count_can_be_set(self, porto: Client) -> None:
         start(porto, "a", "true")
-        porto.wait(["a"], 10)
+        porto.wait(["a"], 60)
         porto.set_property("a", "respawn_count", "7")
         porto.respawn("a")
         assert porto.get_property("a", "respawn_count") == "8"

@@ -75,7 +75,7 @@ def test_words_show_as_a_line_too(porto: Client) -> None:
 )
 def test_how_it_ended(porto: Client, script: str, status: int, code: int, isolate: bool) -> None:
     start(porto, "a", shell(script), isolate=isolate)
-    assert porto.wait(["a"], 10).state == "dead"
+    assert porto.wait(["a"], 60).state == "dead"
     answer = porto.get(["a"], ["exit_status", "exit_code", "oom_killed", "core_dumped"])["a"]
     assert answer == {
         "exit_status": str(status),
@@ -155,7 +155,7 @@ class TestEnvironment:
             assert "hidden" not in porto.get_property("a", name)
         assert porto.get_property("a", "env_secret").startswith("S=<secret salt=")
         porto.start("a")
-        porto.wait(["a"], 10)
+        porto.wait(["a"], 60)
         assert porto.get_property("a", "stdout") == "hidden\n"
 
     def test_one_variable_at_a_time(self, porto: Client) -> None:
@@ -196,7 +196,7 @@ class TestSurroundings:
         porto.set_property("a", "ulimit", "nofile: 100 200; core: 0")
         porto.set_property("a", "command_argv", "sh\t-c\tulimit -Sn; ulimit -Hn; ulimit -Hc")
         porto.start("a")
-        porto.wait(["a"], 10)
+        porto.wait(["a"], 60)
         assert porto.get_property("a", "stdout") == "100\n200\n0\n"
 
     def test_a_soft_limit_above_the_hard_one(self, porto: Client) -> None:

@@ -47,7 +47,7 @@ def bring_to(porto: Client, wanted: str) -> None:
         porto.set_property("a", "command", "true" if wanted == "dead" else "sleep 1000")
     porto.start("a")
     if wanted == "dead":
-        porto.wait(["a"], 10)
+        porto.wait(["a"], 60)
     if wanted == "paused":
         porto.pause("a")
     assert state(porto, "a") == wanted
@@ -67,7 +67,7 @@ def test_each_operation_in_each_state(porto: Client, before: str, operation: str
     if not after:
         assert porto.list_containers() == []
     elif operation == "respawn":
-        porto.wait(["a"], 10)
+        porto.wait(["a"], 60)
         assert porto.get_property("a", "respawn_count") == "1"
     else:
         assert state(porto, "a") == after
@@ -93,7 +93,7 @@ def test_a_name_is_taken_once(porto: Client) -> None:
 
 def test_stopping_forgets_how_it_ended(porto: Client) -> None:
     start(porto, "a", "false")
-    porto.wait(["a"], 10)
+    porto.wait(["a"], 60)
     assert porto.get_property("a", "exit_code") == "1"
     porto.stop("a")
     with refused(errors.InvalidState, "exit_code available only in dead state"):
@@ -173,7 +173,7 @@ class TestFamilies:
         self._create(porto)
         porto.start("a")
         porto.kill("a", signal.SIGKILL)
-        porto.wait(["a"], 10)
+        porto.wait(["a"], 60)
         with refused(errors.InvalidState, "Cannot start container a in state dead"):
             porto.start("a/b")
 

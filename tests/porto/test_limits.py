@@ -249,7 +249,7 @@ class TestOutOfMemory:
 
     def test_it_is_the_end(self, porto: Client) -> None:
         start(porto, "a", shell(f"{self.EAT}; sleep 1000"), memory_limit=32 * MIB)
-        assert porto.wait(["a"], 20).state == "dead"
+        assert porto.wait(["a"], 60).state == "dead"
         found = porto.get(["a"], ["exit_status", "exit_code", "oom_killed"])["a"]
         assert found == {"exit_status": "9", "exit_code": "-99", "oom_killed": "true"}
 
@@ -261,13 +261,13 @@ class TestOutOfMemory:
     def test_of_the_parent(self, porto: Client) -> None:
         start(porto, "p", "", memory_limit=32 * MIB)
         start(porto, "p/a", self.EAT)
-        assert porto.wait(["p/a"], 20).state == "dead"
+        assert porto.wait(["p/a"], 60).state == "dead"
         assert porto.get_property("p/a", "exit_code") == "-99"
 
     def test_in_a_child_with_a_limit_of_its_own(self, porto: Client) -> None:
         start(porto, "p")
         start(porto, "p/a", self.EAT, memory_limit=32 * MIB, isolate=False)
-        assert porto.wait(["p/a"], 20).state == "dead"
+        assert porto.wait(["p/a"], 60).state == "dead"
         assert porto.get_property("p/a", "oom_killed") == "true"
         assert porto.get_property("p", "state") == "running"
 

@@ -39,7 +39,7 @@ def test_taking_one_in(porto: Client, process: subprocess.Popen[bytes]) -> None:
     porto.attach_process("a/b", process.pid, "sleep")
     assert porto.locate_process(process.pid) == "a/b"
     porto.destroy("a")
-    assert process.wait(timeout=10) == -9
+    assert process.wait(timeout=60) == -9
 
 
 def test_one_that_is_another(porto: Client, process: subprocess.Popen[bytes]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from porto_api import Client, errors, rpc_pb2
-from tests.porto.support import refused, start
+from tests.porto.support import refused, spec, start
 
 
 def words(text: str) -> list[str]:
@@ -17,7 +17,7 @@ absolute_name absolute_namespace aging_time bind capabilities capabilities_allow
 capabilities_ambient_allowed cgroupfs cgroups change_time children_allowed command command_argv controllers
 cpu_guarantee cpu_guarantee_bound cpu_guarantee_total cpu_limit cpu_limit_bound cpu_limit_total cpu_period cpu_policy
 cpu_set cpu_set_affinity cpu_weight creation_time cwd default_gw devices devices_explicit enable_fuse enable_porto env
-env_secret etc_hosts group hostname hugetlb_limit id io_guarantee io_limit io_ops_guarantee io_ops_limit io_policy
+env_secret etc_hosts group hostname id io_guarantee io_limit io_ops_guarantee io_ops_limit io_policy
 io_weight ip ip_limit isolate labels level max_respawns memory_limit memory_limit_total net net_guarantee net_limit
 net_limit_bound net_limit_soft net_rx_limit net_rx_limit_bound net_tos oom_is_fatal oom_kills oom_kills_total
 oom_score_adj owner_containers owner_cred owner_group owner_user parent place place_limit place_usage porto_namespace
@@ -28,7 +28,7 @@ volumes_required weak
 """)
 
 FROM_THE_START = words("""
-anon_usage cache_usage cpu_pressure cpu_throttled cpu_usage cpu_usage_system hugetlb_usage io_ops io_pressure io_read
+anon_usage cache_usage cpu_pressure cpu_throttled cpu_usage cpu_usage_system io_ops io_pressure io_read
 io_read_ops io_time io_write io_write_ops major_faults memory_pressure memory_reclaimed memory_usage minor_faults
 mlock_usage net_bytes net_class_id net_drops net_limit_soft_stat net_netstat net_overlimits net_packets net_rx_bytes
 net_rx_drops net_rx_overlimits net_rx_packets net_snmp net_snmp6 net_tx_bytes net_tx_drops net_tx_packets
@@ -52,7 +52,6 @@ DEFAULTS = {
     "env": "",
     "group": "root",
     "hostname": "",
-    "hugetlb_limit": "0",
     "io_weight": "1",
     "ip_limit": "any",
     "isolate": "true",
@@ -100,6 +99,24 @@ def test_the_list(porto: Client) -> None:
     assert {*ALWAYS, *FROM_THE_START, *AT_THE_END} - listed == set()
 
 
+def test_huge_pages_are_limited_where_the_machine_can(porto: Client) -> None:
+    porto.create("a")
+    listed = {prop.name for prop in porto.properties()} & {"hugetlb_limit", "hugetlb_usage"}
+    if "hugetlb:" in porto.get_property("/", "cgroups"):
+        assert len(listed) == 2
+        porto.set_property("a", "hugetlb_limit", "4M")
+        assert porto.get_property("a", "hugetlb_limit") == "4194304"
+        return
+    assert not listed
+    for call in (
+        lambda: porto.set_property("a", "hugetlb_limit", "4M"),
+        lambda: porto.get_property("a", "hugetlb_limit"),
+        lambda: porto.create_from_spec(spec("b", hugetlb_limit=4 << 20)),
+    ):
+        with refused(errors.NotSupported, "hugetlb_limit is not supported"):
+            call()
+
+
 def test_descriptions_tell_what_can_be_set_when(porto: Client) -> None:
     by_name = {prop.name: prop for prop in porto.properties()}
     assert by_name["memory_limit"].desc == "Memory limit [bytes] (dynamic)"
@@ -121,7 +138,7 @@ def test_what_can_be_had_in_which_state(porto: Client, state: str) -> None:
     else:
         start(porto, "a", {"meta": "", "dead": "true"}.get(state, "sleep 1000"))
     if state == "dead":
-        porto.wait(["a"], 10)
+        porto.wait(["a"], 60)
     expected = {}
     if state == "stopped":
         expected = {name: f"{name} is not available in stopped state" for name in FROM_THE_START}
@@ -156,7 +173,7 @@ def test_what_can_be_changed_while_it_runs(porto: Client) -> None:
 
 def test_what_can_be_changed_when_it_is_dead(porto: Client) -> None:
     start(porto, "a", "true")
-    porto.wait(["a"], 10)
+    porto.wait(["a"], 60)
     with refused(errors.InvalidState, "memory_limit cannot be set in dead state"):
         porto.set_property("a", "memory_limit", "1G")
     for name, value in (("private", "x"), ("aging_time", "100"), ("weak", "false"), ("respawn_delay", "5000ns")):
@@ -196,7 +213,7 @@ def test_only_what_was_set(porto: Client) -> None:
 
 def test_times(porto: Client) -> None:
     start(porto, "a", "true")
-    porto.wait(["a"], 10)
+    porto.wait(["a"], 60)
     raw = {name: int(porto.get_property("a", f"{name}[raw]")) for name in ("creation_time", "start_time", "death_time")}
     assert raw["creation_time"] <= raw["start_time"] <= raw["death_time"]
     with refused(errors.InvalidValue, "What x?"):

@@ -110,7 +110,7 @@ class TestSystemCalls:
         porto.set_property("a", "seccomp", profile)
         porto.set_property("a", "command_argv", f"sh\t-c\t{script}")
         porto.start("a")
-        porto.wait(["a"], 10)
+        porto.wait(["a"], 60)
         return porto.get_property("a", "stdout").splitlines()
 
     def test_an_error(self, porto: Client, root: str) -> None:
@@ -155,7 +155,7 @@ class TestDevices:
         porto.set_property("a", "devices", devices)
         porto.set_property("a", "command_argv", f"sh\t-c\t{script}")
         porto.start("a")
-        porto.wait(["a"], 10)
+        porto.wait(["a"], 60)
         return porto.get_property("a", "stdout").splitlines()
 
     def test_one_more(self, porto: Client, root: str) -> None:

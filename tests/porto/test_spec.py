@@ -117,7 +117,7 @@ class TestUpdate:
 class TestList:
     def test_all_there_is_to_know(self, porto: Client) -> None:
         start(porto, "a", ["sh", "-c", "echo out; exit 3"], memory_limit=1 << 28, labels={"TEST.x": "1"})
-        porto.wait(["a"], 10)
+        porto.wait(["a"], 60)
         (found,) = porto.list_containers_by(["a"])
         assert found.spec.name == "a"
         assert list(found.spec.command_argv.argv) == ["sh", "-c", "echo out; exit 3"]
@@ -164,7 +164,7 @@ class TestList:
 
     def test_a_part_of_the_output(self, porto: Client) -> None:
         start(porto, "a", ["echo", "0123456789"])
-        porto.wait(["a"], 10)
+        porto.wait(["a"], 60)
         request = rpc_pb2.TContainerRequest()
         request.ListContainersBy.filters.add().name = "a"
         options = request.ListContainersBy.field_options

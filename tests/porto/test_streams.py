@@ -40,7 +40,7 @@ class TestDescriptors:
         os.close(in_write)
         with open(out_read, "rb") as out, open(err_read, "rb") as err:
             assert (out.read(), err.read()) == (b"hello", b"error\n")
-        porto.wait(["a"], 10)
+        porto.wait(["a"], 60)
         with refused(errors.InvalidData, "Data not available"):
             porto.get_property("a", "stdout")
 
@@ -56,7 +56,7 @@ class TestDescriptors:
         porto.create_from_spec(spec("a", ["echo", "hello"]))
         with (tmp_path / "log").open("w") as file:
             porto.update_from_spec(spec("a", stdout_path=fd_path(file.fileno())), start=True)
-            porto.wait(["a"], 10)
+            porto.wait(["a"], 60)
         assert (tmp_path / "log").read_text() == "hello\n"
 
     def test_a_socket_cant_be_opened_again(self, porto: Client) -> None:
@@ -83,7 +83,7 @@ class TestDescriptors:
         start(porto, "a", script, stdin_path=path, stdout_path=path, stderr_path=path)
         os.close(terminal)
         os.write(controller, b"word\n")
-        assert porto.wait(["a"], 10).state == "dead"
+        assert porto.wait(["a"], 60).state == "dead"
         found = b""
         while select.select([controller], [], [], 0)[0]:
             try:
@@ -101,7 +101,7 @@ class TestDescriptors:
 
 def run_with_output(porto: Client, fd: int, **properties: Any) -> None:
     start(porto, "a", ["echo", "hello"], stdout_path=fd_path(fd), **properties)
-    porto.wait(["a"], 10)
+    porto.wait(["a"], 60)
 
 
 class TestStored:
@@ -121,12 +121,12 @@ class TestStored:
     )
     def test_parts(self, porto: Client, window: str, found: str) -> None:
         start(porto, "a", ["echo", "0123456789"])
-        porto.wait(["a"], 10)
+        porto.wait(["a"], 60)
         assert porto.get_property("a", f"stdout{window}") == found
 
     def test_parts_that_are_none(self, porto: Client) -> None:
         start(porto, "a", ["echo", "x"])
-        porto.wait(["a"], 10)
+        porto.wait(["a"], 60)
         with pytest.raises(errors.InvalidValue, match="Bad uint64 value: x"):
             porto.get_property("a", "stdout[x]")
 
@@ -146,7 +146,7 @@ class TestStored:
 
     def test_stopping_removes_it(self, porto: Client) -> None:
         start(porto, "a", ["echo", "x"])
-        porto.wait(["a"], 10)
+        porto.wait(["a"], 60)
         porto.stop("a")
         with refused(errors.InvalidState, "stdout is not available in stopped state"):
             porto.get_property("a", "stdout")
@@ -167,7 +167,7 @@ class TestPaths:
 
     def test_there_is_no_way_out(self, porto: Client, root: str) -> None:
         start(porto, "a", ["echo", "hello"], root=root, stdout_path="../../out")
-        porto.wait(["a"], 10)
+        porto.wait(["a"], 60)
         assert Path(root, "out").read_text() == "hello\n"
 
     def test_input(self, porto: Client, root: str) -> None:
@@ -183,7 +183,7 @@ class TestPaths:
     @pytest.mark.parametrize("path", ["/dev/null", ""])
     def test_nowhere(self, porto: Client, path: str) -> None:
         start(porto, "a", ["echo", "x"], stdout_path=path)
-        porto.wait(["a"], 10)
+        porto.wait(["a"], 60)
         assert porto.get_property("a", "exit_code") == "0"
         with refused(errors.InvalidData, "Data not available"):
             porto.get_property("a", "stdout")

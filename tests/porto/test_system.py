@@ -101,7 +101,7 @@ def test_many_at_once(porto: Client) -> None:
     def cycle(number: int) -> str:
         name = f"c{number}"
         start(porto, name, ["echo", name])
-        porto.wait([name], 20)
+        porto.wait([name], 60)
         found = porto.get_property(name, "stdout")
         porto.destroy(name)
         return found

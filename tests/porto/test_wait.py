@@ -28,11 +28,11 @@ class TestOnce:
     @pytest.mark.parametrize("command", ["true", ""], ids=["dead", "meta"])
     def test_what_has_ended_is_told_at_once(self, porto: Client, command: str) -> None:
         start(porto, "a", command)
-        assert porto.wait(["a"], 10).name == "a"
+        assert porto.wait(["a"], 60).name == "a"
 
     def test_what_is_stopped_too(self, porto: Client) -> None:
         porto.create("a")
-        found = porto.wait(["a"], 10)
+        found = porto.wait(["a"], 60)
         assert (found.name, found.state) == ("a", "stopped")
         assert abs(found.when - time.time()) < 100
 
@@ -43,23 +43,23 @@ class TestOnce:
         assert porto.wait(["a"], 0.2).timed_out
         assert time.monotonic() - before > 0.19
         with soon(lambda: porto.kill("a", 9)):
-            found = porto.wait(["a"], 10)
+            found = porto.wait(["a"], 60)
         assert (found.name, found.state) == ("a", "dead")
 
     def test_the_first_of_many(self, porto: Client) -> None:
         start(porto, "a")
         start(porto, "b")
         with soon(lambda: porto.kill("b", 9)):
-            assert porto.wait(["a", "b"], 10).name == "b"
+            assert porto.wait(["a", "b"], 60).name == "b"
 
     def test_masks_find_what_comes_later(self, porto: Client) -> None:
         with soon(lambda: porto.create("later")):
-            assert porto.wait(["lat*"], 10).name == "later"
+            assert porto.wait(["lat*"], 60).name == "later"
 
     def test_a_container_that_goes(self, porto: Client) -> None:
         start(porto, "a")
         with soon(lambda: porto.destroy("a")):
-            assert porto.wait(["a"], 10).state in ("stopped", "destroyed")
+            assert porto.wait(["a"], 60).state in ("stopped", "destroyed")
 
     def test_a_container_that_is_not_there(self, porto: Client) -> None:
         with refused(errors.ContainerDoesNotExist, "container nope not found"):
@@ -80,7 +80,7 @@ class TestOnce:
         start(porto, "m/a")
         assert porto.wait(["m"], 0).timed_out
         with soon(lambda: porto.kill("m/a", 9)):
-            found = porto.wait(["m"], 10)
+            found = porto.wait(["m"], 60)
         assert (found.name, found.state) == ("m", "meta")
 
 
@@ -129,7 +129,7 @@ class TestEvery:
             porto.pause("a")
             porto.resume("a")
             porto.kill("a", 9)
-            porto.wait(["a"], 10)
+            porto.wait(["a"], 60)
             porto.stop("a")
             porto.destroy("a")
             record.wait_for("a", "destroyed")
@@ -150,11 +150,11 @@ class TestEvery:
     def test_one_state_and_no_more(self, porto: Client) -> None:
         with Record(porto, ["***"], target_state="dead") as record:
             start(porto, "a", "true")
-            porto.wait(["a"], 10)
+            porto.wait(["a"], 60)
             record.wait_for("a", "dead")
             porto.stop("a")
             porto.start("a")
-            porto.wait(["a"], 10)
+            porto.wait(["a"], 60)
         assert [event.state for event in record.events] == ["dead"]
 
     def test_labels(self, porto: Client) -> None:

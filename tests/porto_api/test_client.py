@@ -69,7 +69,7 @@ def test_parallel_calls_have_connections_of_their_own(porto: ScriptedPorto, clie
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert porto.connections == 4
     assert {r.start.name for r in porto.requests} == {"0", "1", "2", "3"}
 
@@ -112,7 +112,7 @@ def test_the_deadline_holds_and_the_late_answer_is_not_mistaken_for_the_next(
             response = ok()
             response.getProperty.value = request.getProperty.name
             if request.getProperty.name == "slow":
-                release.wait(10)
+                release.wait(60)
             return response
         return ok()
 
@@ -146,9 +146,9 @@ def test_cancelling_wakes_a_call_and_costs_its_connection(porto: ScriptedPorto, 
 
     thread = threading.Thread(target=wait)
     thread.start()
-    assert asked.wait(10)
+    assert asked.wait(60)
     token.cancel()
-    thread.join(10)
+    thread.join(60)
     assert len(caught) == 1
     porto.answer = lambda request, peer: ok()
     client.create("b")

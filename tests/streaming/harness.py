@@ -23,7 +23,7 @@ QUICK = Limits(
     drain_total_s=2.0,
     linger_s=2.0,
     stop_linger_s=0.5,
-    creation_timeout_s=5.0,
+    creation_timeout_s=60.0,
     probe_interval_s=0.2,
 )
 """The usual limits, with less patience."""
@@ -85,7 +85,7 @@ def limits(**changes: Any) -> Limits:
     return replace(QUICK, **changes)
 
 
-def eventually(condition: Callable[[], object], what: str, timeout_s: float = 10.0) -> None:
+def eventually(condition: Callable[[], object], what: str, timeout_s: float = 60.0) -> None:
     """Wait until a condition holds.
 
     :raises AssertionError: it doesn't, in time.

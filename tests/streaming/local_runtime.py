@@ -161,7 +161,7 @@ class LocalRuntime:
         if self.on_dial:
             return self.on_dial(session)
         try:
-            return socket.create_connection(("127.0.0.1", session.port), timeout=5)
+            return socket.create_connection(("127.0.0.1", session.port), timeout=60)
         except OSError as err:
             raise Unavailable(f"sandbox {session.sandbox_id[:13]}: port {session.port}: {err.strerror}") from err
 

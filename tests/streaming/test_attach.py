@@ -47,7 +47,7 @@ def test_the_end_of_stdin(harness: Harness, shell: Container, kind: str) -> None
     client.close_stdin()
     client.finish()
     assert client.out == b"last\n"
-    assert shell.process.wait(5) == 0
+    assert shell.process.wait(60) == 0
 
 
 @pytest.mark.parametrize("kind", BOTH)

@@ -204,7 +204,7 @@ def test_a_pod_that_does_not_read_leaves_the_others_alone(harness: Harness, pods
     release = threading.Event()
 
     def stall(sock: socket.socket) -> None:
-        release.wait(20)
+        release.wait(60)
         echo(sock)
 
     stalled, good = pods(stall), pods(echo)
@@ -224,7 +224,7 @@ def test_a_slow_dial_does_not_hold_up_the_others(harness: Harness, pods: Pods) -
 
     def dial(session: PortForwardSession) -> socket.socket:
         if session.port == 1:
-            release.wait(20)
+            release.wait(60)
         return socket.create_connection(("127.0.0.1", pod.port))
 
     harness.runtime.on_dial = dial
@@ -320,7 +320,7 @@ def test_the_client_goes_while_a_dial_is_under_way(harness: Harness, pods: Pods)
     made: list[socket.socket] = []
 
     def dial(_session: PortForwardSession) -> socket.socket:
-        release.wait(20)
+        release.wait(60)
         made.append(socket.create_connection(("127.0.0.1", pod.port)))
         return made[-1]
 
@@ -398,7 +398,7 @@ def test_ports_inside_a_network_namespace(harness: Harness) -> None:
     def dial(session: PortForwardSession) -> socket.socket:
         with open("/run/netns/pod") as namespace:
             assert libc.setns(namespace.fileno(), 0x40000000) == 0
-        return socket.create_connection(("127.0.0.1", session.port), timeout=5)
+        return socket.create_connection(("127.0.0.1", session.port), timeout=60)
 
     harness.runtime.on_dial = dial
     forwarder = Forwarder(harness.forward_url())
@@ -412,6 +412,6 @@ def test_ports_inside_a_network_namespace(harness: Harness) -> None:
     again = Forwarder(harness.forward_url())
     assert b"Connection refused" in again.connect(port).wait_error()
     again.close()
-    server.wait(10)
+    server.wait(60)
     server.stdout.close()
     subprocess.run(["ip", "netns", "del", "pod"], check=True)

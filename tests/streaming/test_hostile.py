@@ -186,7 +186,7 @@ def test_a_hook_that_ignores_the_cancellation_holds_only_its_thread(harness: Har
     release = threading.Event()
 
     def ignore(_session: ExecSession, _context: CallContext) -> int:
-        release.wait(20)
+        release.wait(60)
         return 0
 
     harness.runtime.on_exec = ignore

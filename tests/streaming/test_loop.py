@@ -28,7 +28,7 @@ def pipe() -> Iterator[tuple[int, int]]:
             pass  # the test has
 
 
-def run(loop: Loop, until: Callable[[], object], timeout_s: float = 5.0) -> None:
+def run(loop: Loop, until: Callable[[], object], timeout_s: float = 60.0) -> None:
     """Run the loop until a condition holds."""
     deadline = time.monotonic() + timeout_s
     while not until():
@@ -318,10 +318,10 @@ def test_threads_are_waited_for() -> None:
     threads, release = Threads(), threading.Event()
 
     def slow() -> None:
-        release.wait(10)
+        release.wait(60)
 
     threads.start("slow", slow)
     threads.start("quick", lambda: None)
     assert threads.join(0.2) == ["slow"]
     release.set()
-    assert threads.join(5) == []
+    assert threads.join(60) == []

@@ -72,7 +72,7 @@ def test_where_it_listens_is_logged(serve: Serve, caplog: pytest.LogCaptureFixtu
 def test_all_addresses(serve: Serve) -> None:
     harness = serve({"Address": "[::]"})
     for address in ("127.0.0.1", "::1"):
-        with socket.create_connection((address, harness.port), timeout=5):
+        with socket.create_connection((address, harness.port), timeout=60):
             pass
     assert SpdyCommand(harness.exec_url("true")).exit_code() == 0
 
@@ -205,7 +205,7 @@ def test_early_bytes_are_not_lost(harness: Harness) -> None:
 def test_slow_heads_are_cut_off(serve: Serve) -> None:
     harness = serve(limits=limits(head_timeout_s=0.3))
     started = time.monotonic()
-    with socket.create_connection(("127.0.0.1", harness.port), timeout=5) as sock:
+    with socket.create_connection(("127.0.0.1", harness.port), timeout=60) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\n")
         try:
             while not sock.send(b"X: y\r\n") or time.monotonic() - started < 3:
@@ -223,7 +223,7 @@ def test_silent_connections_are_cut_off(serve: Serve) -> None:
 def test_clients_that_leave_at_once(harness: Harness) -> None:
     before = open_descriptors()
     for _ in range(200):
-        socket.create_connection(("127.0.0.1", harness.port), timeout=5).close()
+        socket.create_connection(("127.0.0.1", harness.port), timeout=60).close()
     eventually(lambda: open_descriptors() <= before, "descriptors are closed")
 
 
@@ -232,7 +232,7 @@ def test_a_flood_of_connections_keeps_nobody_out(serve: Serve) -> None:
     threads = len(streaming_threads())
     idle = []
     for _ in range(200):
-        idle.append(socket.create_connection(("127.0.0.1", harness.port), timeout=5))
+        idle.append(socket.create_connection(("127.0.0.1", harness.port), timeout=60))
         idle[-1].sendall(b"GET / HTTP/1.1\r\n")
     eventually(lambda: len(harness.server._greetings) == 20, "the rest is cut off")
     assert len(streaming_threads()) == threads  # nobody gets a thread without a token
@@ -246,7 +246,7 @@ def test_answers_that_are_not_taken_hold_nothing(serve: Serve, monkeypatch: pyte
     monkeypatch.setattr(greeting, "_LINGER_S", 0.2)
     harness = serve(limits=limits(head_timeout_s=0.3))
     before = open_descriptors()
-    socks = [socket.create_connection(("127.0.0.1", harness.port), timeout=5) for _ in range(20)]
+    socks = [socket.create_connection(("127.0.0.1", harness.port), timeout=60) for _ in range(20)]
     for sock in socks:
         sock.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
     eventually(lambda: open_descriptors() <= before + 20, "the server's sides are closed", 5)

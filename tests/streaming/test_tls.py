@@ -78,7 +78,7 @@ def test_port_forward(serve: Serve, pki: Pki, pods: Pods) -> None:
 
 def test_plain_http_is_not_spoken(serve: Serve, pki: Pki) -> None:
     harness = serve(pki.keys())
-    with socket.create_connection(("127.0.0.1", harness.port), timeout=5) as sock:
+    with socket.create_connection(("127.0.0.1", harness.port), timeout=60) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         data = b""
         try:
@@ -91,7 +91,7 @@ def test_plain_http_is_not_spoken(serve: Serve, pki: Pki) -> None:
 
 def test_handshakes_that_go_nowhere_are_cut_off(serve: Serve, pki: Pki) -> None:
     harness = serve(pki.keys(), limits=limits(head_timeout_s=0.3))
-    with socket.create_connection(("127.0.0.1", harness.port), timeout=5) as sock:
+    with socket.create_connection(("127.0.0.1", harness.port), timeout=60) as sock:
         assert sock.recv(1) == b""
     assert SpdyCommand(harness.exec_url("true"), tls=pki.context()).exit_code() == 0
 

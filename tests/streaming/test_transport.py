@@ -40,7 +40,7 @@ class Wire:
         listener = socket.create_server(("127.0.0.1", 0))
         self.client = socket.socket()
         self.client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
-        self.client.settimeout(5)
+        self.client.settimeout(60)
         self.client.connect(listener.getsockname())
         sock, _ = listener.accept()
         listener.close()
