@@ -63,6 +63,11 @@ class Countdown:
                 os.kill(self._victim or os.getpid(), signal.SIGKILL)
 
 
+def boot(file: str) -> str:
+    """What a keeper's interpreter is given to execute."""
+    return _BOOT.format(tests=str(Path(__file__).parents[2]), file=file)
+
+
 def be_keeper(file: str) -> None:
     """What the daemon's keeper executes instead of its own main function."""
     from shim_embedded_porto.keeper import main as run
@@ -78,7 +83,7 @@ def main() -> None:
     from shim_embedded_porto import tasks
     from shim_embedded_porto.__main__ import main as run
 
-    tasks._BOOT = _BOOT.format(tests=str(Path(__file__).parents[2]), file=file)
+    tasks._BOOT = boot(file)
     sys.exit(run())
 
 

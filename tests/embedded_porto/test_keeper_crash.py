@@ -5,11 +5,16 @@ The daemon stays. As when it is killed itself, see ``test_crash.py``, an operati
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from shim_embedded_porto import keeper
 
 from porto_api import Client, errors
+from tests.embedded_porto import crashing
 from tests.embedded_porto.daemon import Daemon, eventually
 from tests.embedded_porto.operations import OPERATIONS, clear, finish, make_pod
 from tests.porto.support import run
@@ -32,8 +37,8 @@ def test_keeper(daemon: Daemon, archive: str, name: str, counted: str) -> None:
         clear(porto)
         for point in range(POINTS):
             make_pod(porto)
-            keeper = daemon.keeper_pid()
-            daemon.arm(1 + (calls - 1) * point // (POINTS - 1), victim=keeper, counted=counted)
+            pid = daemon.keeper_pid()
+            daemon.arm(1 + (calls - 1) * point // (POINTS - 1), victim=pid, counted=counted)
             _try(lambda: operation.do(porto, archive))
             daemon.disarm(counted=counted)
             _wait_for_keeper(daemon, porto)
@@ -50,6 +55,28 @@ def test_what_it_forks(daemon: Daemon, archive: str, name: str) -> None:
             _try(lambda: operation.do(porto, archive))
             daemon.disarm(counted="forked")
             finish(daemon, porto, operation, archive)
+
+
+def test_killed_while_it_starts(tmp_path: Path) -> None:
+    """Whatever it has done by then: nothing of it is left that the next one could stumble over."""
+    trigger = tmp_path / "trigger"
+    directory = tmp_path / "state"
+    directory.mkdir()
+    boot = crashing.boot(str(trigger))
+    package = str(Path(keeper.__file__).parent.parent)
+    for call in range(1, 100):
+        Path(f"{trigger}.keeper").write_text(f"{call} 0")
+        command = [sys.executable, "-I", "-S", "-c", boot, str(directory / f"{call}.socket"), package]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            ready = process.stdout.readline()
+            process.kill()
+        assert str(directory) not in Path("/proc/self/mountinfo").read_text()
+        assert {path.suffix for path in directory.iterdir()} <= {".socket"}
+        if ready:
+            break
+    assert ready
+    assert call > 5
 
 
 def _crashing(daemon: Daemon, archive: str) -> Client:

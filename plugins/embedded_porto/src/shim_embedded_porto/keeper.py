@@ -468,14 +468,14 @@ def _kill(pid: int) -> None:
 
 
 def main() -> None:
-    """``python -I -S -c '...' SOCKET WORK``: become the keeper.
+    """``python -I -S -c '...' SOCKET``: become the keeper.
 
     The interpreter is executed from a read-only mount that no path leads to: what runs in a container sees it as
     ``/proc/1/exe``, and must not be able to open it for writing.
     """
-    path, work = sys.argv[1], sys.argv[2]
+    path = sys.argv[1]
     if os.environ.get(_EXECUTABLE_VARIABLE) != sys.executable:
-        _execute_read_only(work)
+        _execute_read_only()
     os.umask(0o022)
     os.environ.clear()
     os.environ["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -491,15 +491,9 @@ def main() -> None:
     keeper.run()
 
 
-def _execute_read_only(work: str) -> None:
-    target = f"{work}/python"
-    os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o700))
-    kernel.mount(os.path.realpath(sys.executable), target, "", kernel.MS_BIND)
-    try:
-        kernel.mount("", target, "", kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY)
-        fd = os.open(target, os.O_RDONLY)
-    finally:
-        kernel.umount(target)
-    os.unlink(target)
+def _execute_read_only() -> None:
+    # Mounted nowhere, so that whatever becomes of us leaves nothing.
+    fd = kernel.open_tree(os.path.realpath(sys.executable))
+    kernel.set_mount(fd, set_flags=kernel.MOUNT_ATTR_RDONLY)
     environment = {_EXECUTABLE_VARIABLE: sys.executable, "PATH": os.environ.get("PATH", "")}
     os.execve(fd, sys.orig_argv, environment)

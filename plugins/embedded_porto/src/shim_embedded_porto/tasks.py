@@ -198,7 +198,7 @@ class Tasks:
     def _spawn(self) -> socket.socket:
         Path(self._socket_path).unlink(missing_ok=True)
         package = str(Path(keeper.__file__).parent.parent)
-        command = [sys.executable, "-I", "-S", "-c", _BOOT, self._socket_path, str(self._directory), package]
+        command = [sys.executable, "-I", "-S", "-c", _BOOT, self._socket_path, package]
         log_fd = os.open(self._directory / "keeper.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
         with open(log_fd, "ab") as log:
             process = subprocess.Popen(
