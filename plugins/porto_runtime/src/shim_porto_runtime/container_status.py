@@ -35,16 +35,18 @@ def items(rt: Runtime, wanted: pb.ContainerFilter) -> Iterator[pb.Container]:
 
 def matching(rt: Runtime, wanted: pb.ContainerFilter) -> Iterator[ContainerRecord]:
     """The containers that match all parts of a filter (CRI, ContainerFilter)."""
+    wanted_id, sandbox_id, selector = wanted.id, wanted.pod_sandbox_id, dict(wanted.label_selector)
+    state = wanted.state.state if wanted.HasField("state") else None
     for record in reversed(rt.records.containers.all()):
         if record.state is ContainerState.CREATING:
             continue
-        if wanted.id and not record.id.startswith(wanted.id):
+        if wanted_id and not record.id.startswith(wanted_id):
             continue
-        if wanted.pod_sandbox_id and not record.sandbox_id.startswith(wanted.pod_sandbox_id):
+        if sandbox_id and not record.sandbox_id.startswith(sandbox_id):
             continue
-        if wanted.HasField("state") and wanted.state.state != _STATES[record.state]:
+        if state is not None and state != _STATES[record.state]:
             continue
-        if labels_match(wanted.label_selector, record.config.labels):
+        if not selector or labels_match(selector, record.config.labels):
             yield record
 
 
@@ -94,6 +96,14 @@ def status_of(record: ContainerRecord) -> pb.ContainerStatus:
 
 
 def _item(record: ContainerRecord) -> pb.Container:
+    # kubelet asks each second, and little has changed.
+    made = record.memo.get("item")
+    if not isinstance(made, pb.Container):
+        made = record.memo["item"] = _make_item(record)
+    return made
+
+
+def _make_item(record: ContainerRecord) -> pb.Container:
     config = record.config
     return pb.Container(
         id=record.id,

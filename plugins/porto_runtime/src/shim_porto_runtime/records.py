@@ -69,6 +69,8 @@ class SandboxRecord:
     """The pod's resources since they were updated, serialized, in hex; empty: those of the config."""
     overhead_in_force: str = ""
     """Likewise its overhead."""
+    memo: dict[str, Message] = field(init=False, repr=False, compare=False, default_factory=dict)
+    """What was made of this very record, by whom. Messages in it are for copying, never to be changed."""
 
     @property
     def key(self) -> str:
@@ -128,6 +130,8 @@ class ContainerRecord:
     exit_code: int = 0
     reason: str = ""
     message: str = ""
+    memo: dict[str, Message] = field(init=False, repr=False, compare=False, default_factory=dict)
+    """What was made of this very record, by whom. Messages in it are for copying, never to be changed."""
 
     @property
     def key(self) -> str:
@@ -342,6 +346,7 @@ def _in_force(updated: str, config: pb.LinuxContainerResources) -> pb.LinuxConta
 
 
 def _status(record: SandboxRecord | ContainerRecord) -> str:
-    values = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name not in ("id", "config")}
+    kept = (f.name for f in dataclasses.fields(record) if f.init and f.name not in ("id", "config"))
+    values = {name: getattr(record, name) for name in kept}
     values["state"] = record.state.value
     return json.dumps(values)

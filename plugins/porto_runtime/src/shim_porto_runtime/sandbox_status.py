@@ -31,14 +31,16 @@ def items(rt: Runtime, wanted: pb.PodSandboxFilter) -> Iterator[pb.PodSandbox]:
 
 def matching(rt: Runtime, wanted: pb.PodSandboxFilter) -> Iterator[SandboxRecord]:
     """The sandboxes that match all parts of a filter (CRI, PodSandboxFilter)."""
+    wanted_id, selector = wanted.id, dict(wanted.label_selector)
+    state = wanted.state.state if wanted.HasField("state") else None
     for record in reversed(rt.records.sandboxes.all()):
         if record.state is SandboxState.CREATING:
             continue
-        if wanted.id and not record.id.startswith(wanted.id):
+        if wanted_id and not record.id.startswith(wanted_id):
             continue
-        if wanted.HasField("state") and wanted.state.state != _STATES[record.state]:
+        if state is not None and state != _STATES[record.state]:
             continue
-        if labels_match(wanted.label_selector, record.config.labels):
+        if not selector or labels_match(selector, record.config.labels):
             yield record
 
 
@@ -84,6 +86,14 @@ def status_of(record: SandboxRecord) -> pb.PodSandboxStatus:
 
 
 def _item(record: SandboxRecord) -> pb.PodSandbox:
+    # kubelet asks each second, and little has changed.
+    made = record.memo.get("item")
+    if not isinstance(made, pb.PodSandbox):
+        made = record.memo["item"] = _make_item(record)
+    return made
+
+
+def _make_item(record: SandboxRecord) -> pb.PodSandbox:
     config = record.config
     return pb.PodSandbox(
         id=record.id,
