@@ -294,6 +294,18 @@ class TestStatistics:
         listed = pods.cri.ListPodSandboxStats(pb.ListPodSandboxStatsRequest()).stats
         assert sandbox in {item.attributes.id for item in listed}
 
+    @pytest.mark.parametrize("network", [pb.POD, pb.NODE])
+    def test_a_network_has_a_default_interface(self, pods: Pods, network: int) -> None:
+        """Or there is none: kubelet takes the address of whatever it gets. The node's counters are not a pod's."""
+        config = pods.config()
+        config.linux.security_context.namespace_options.network = network
+        sandbox = pods.run(config)
+        linux = pods.cri.PodSandboxStats(pb.PodSandboxStatsRequest(pod_sandbox_id=sandbox)).stats.linux
+        assert linux.HasField("network") is linux.network.HasField("default_interface") is (network == pb.POD)
+        answer = pods.cri.ListPodSandboxMetrics(pb.ListPodSandboxMetricsRequest())
+        (metrics,) = [pod.metrics for pod in answer.pod_metrics if pod.pod_sandbox_id == sandbox]
+        assert any("network" in metric.name for metric in metrics) is (network == pb.POD)
+
     def test_filters_and_streams_agree(self, pods: Pods, sandbox: str) -> None:
         container = pods.container(sandbox, labels={"which": "this"})
         pods.container(pods.run(), labels={"which": "other"})

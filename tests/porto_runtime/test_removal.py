@@ -271,7 +271,7 @@ def test_the_files_of_a_container(directories: Directories, nodes: Path, caplog:
 def test_the_files_of_a_pod(directories: Directories, nodes: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What others mount below the pod's own mounts is cut off with them, and stays where it came from."""
     directory = directories.sandbox(OWNER)
-    namespaces.make(directory, pb.PodSandboxConfig(), None)
+    namespaces.begin(directory, pb.PodSandboxConfig())()
     for place in (directory / "shm" / "there", directory / "there"):
         place.mkdir()
         mount("--rbind", nodes, place)

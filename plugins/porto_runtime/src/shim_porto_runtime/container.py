@@ -82,7 +82,7 @@ def create(rt: Runtime, request: pb.CreateContainerRequest, context: CallContext
             return _repeated(existing, config)
         with rt.images.lease(image), Undo(f"CreateContainer {record.id[:13]}") as undo:
             rt.records.containers.insert(record)
-            undo.add("forget the record", lambda: rt.records.containers.delete(record.id))
+            undo.add("forget the record", lambda: _forget(rt, record, undo))
             _create(rt, owner, record, image, context, undo)
             undo.keep()
         rt.events.publish(rt, pb.CONTAINER_CREATED_EVENT, record.id, owner.id)
@@ -176,6 +176,18 @@ def _repeated(existing: ContainerRecord, config: pb.ContainerConfig) -> pb.Creat
     )
 
 
+def _forget(rt: Runtime, record: ContainerRecord, undo: Undo) -> None:
+    """The last step of undoing: kubelet repeats the call, and must not meet what could not be undone."""
+    if undo.failed:
+        rt.leftovers.add(record.id, rt.names.container(record.sandbox_id, record.id))
+    rt.records.containers.delete(record.id)
+
+
+def _remove_files(rt: Runtime, container_id: str) -> None:
+    if not rt.directories.remove_files(container_id):
+        raise Unavailable("they are in use")
+
+
 def _create(
     rt: Runtime, owner: SandboxRecord, record: ContainerRecord, image: Image, context: CallContext, undo: Undo
 ) -> None:
@@ -186,7 +198,7 @@ def _create(
     protected = checks.path_options(security)
     edits = rt.cdi.edits(config)
     nodes = _nodes(config, edits)
-    undo.add("remove its directories", lambda: rt.directories.remove_files(record.id))
+    undo.add("remove its directories", lambda: _remove_files(rt, record.id))
     joined = _namespace_files(rt, owner, security)
     helper = rt.directories.make_helper(record.id, rt.init, joined)
     if filter_:

@@ -179,6 +179,14 @@ def in_thread(step: Callable[[], T]) -> T:
 
     :raises: what ``step`` raises.
     """
+    return begin_in_thread(step)()
+
+
+def begin_in_thread(step: Callable[[], T]) -> Callable[[], T]:
+    """As :func:`in_thread`, without waiting.
+
+    :returns: waits for it; returns and raises what ``step`` does.
+    """
     results: list[T] = []
     errors: list[BaseException] = []
 
@@ -190,10 +198,14 @@ def in_thread(step: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, name="namespaces")
     thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
+
+    def wait() -> T:
+        thread.join()
+        if errors:
+            raise errors[0]
+        return results[0]
+
+    return wait
 
 
 def _check(result: int, what: str) -> None:

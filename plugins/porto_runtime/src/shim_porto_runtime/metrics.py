@@ -12,7 +12,8 @@ from shim_porto_runtime import details
 from shim_porto_runtime.details import Details
 from shim_porto_runtime.metric_catalog import ALL, CONTAINER, POD, Filesystem, Measured, Metric
 from shim_porto_runtime.records import ContainerRecord, ContainerState, SandboxRecord, SandboxState
-from shim_porto_runtime.samples import Sample, interfaces
+from shim_porto_runtime.samples import Sample
+from shim_porto_runtime.stats import network_interfaces
 
 if TYPE_CHECKING:
     from shim_porto_runtime.runtime import Runtime
@@ -65,7 +66,7 @@ def _sandbox(
     name = rt.names.sandbox(record.id)
     if (sample := samples.get(name)) is not None:
         labels = (record.id, "POD", rt.pause_image)
-        measured = Measured(sample, record.created_at, more.get(name), interfaces=interfaces(sample.root_pid))
+        measured = Measured(sample, record.created_at, more.get(name), interfaces=network_interfaces(record, sample))
         made.metrics.extend(_values(POD, labels, measured))
     for member in members:
         name = rt.names.container(member.sandbox_id, member.id)

@@ -16,7 +16,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -95,12 +95,13 @@ def _kind(name: str) -> str | None:
     return "ipc" if ".".join(parts) in _IPC_SYSCTLS or parts[:2] == ["fs", "mqueue"] else None
 
 
-def make(directory: Path, config: pb.PodSandboxConfig, netns: str | None) -> None:
-    """Make the directory of a sandbox with its namespaces and files.
+def begin(directory: Path, config: pb.PodSandboxConfig) -> Callable[[], None]:
+    """Begin to make the directory of a sandbox with its namespaces and files.
 
-    :param netns: path of the pod's network namespace; None: the node's; empty: Porto makes one later, see
-        :func:`set_network_sysctls`.
-    :raises InvalidArgument: a sysctl that this kernel doesn't have, or a value it doesn't take.
+    The sysctls of the network come later, see :func:`set_network_sysctls`.
+
+    :returns: waits until all is made. It raises InvalidArgument for a sysctl that this kernel doesn't have, or a value
+        it doesn't take.
     """
     directory.mkdir(mode=0o711, exist_ok=True)
     hostname = config.hostname or os.uname().nodename
@@ -113,19 +114,15 @@ def make(directory: Path, config: pb.PodSandboxConfig, netns: str | None) -> Non
         shm.mkdir(exist_ok=True)
         flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
         linux.mount("shm", str(shm), "tmpfs", flags, f"mode=1777,size={SHM_SIZE}")
-    sysctls = {name: value for name, value in config.linux.sysctls.items() if netns != "" or _kind(name) != "network"}
-    linux.in_thread(
-        lambda: _make_namespaces(directory, hostname, netns, own_ipc=options.ipc != pb.NODE, sysctls=sysctls)
+    sysctls = {name: value for name, value in config.linux.sysctls.items() if _kind(name) != "network"}
+    return linux.begin_in_thread(
+        lambda: _make_namespaces(directory, hostname, own_ipc=options.ipc != pb.NODE, sysctls=sysctls)
     )
 
 
-def _make_namespaces(
-    directory: Path, hostname: str, netns: str | None, *, own_ipc: bool, sysctls: Mapping[str, str]
-) -> None:
+def _make_namespaces(directory: Path, hostname: str, *, own_ipc: bool, sysctls: Mapping[str, str]) -> None:
     linux.unshare(linux.CLONE_NEWUTS | (linux.CLONE_NEWIPC if own_ipc else 0))
     linux.sethostname(hostname)
-    if netns is not None and any(_kind(name) == "network" for name in sysctls):
-        linux.setns(netns, linux.CLONE_NEWNET)
     _set_sysctls(sysctls)
     for name in ("ipc", "uts"):
         target = directory / name
@@ -134,9 +131,9 @@ def _make_namespaces(
 
 
 def set_network_sysctls(config: pb.PodSandboxConfig, netns: str) -> None:
-    """Set a pod's sysctls of the network, in a namespace that was made after :func:`make`.
+    """Set a pod's sysctls of the network, in the namespace that it has by now.
 
-    :param netns: its path.   :raises InvalidArgument: as :func:`make`.
+    :param netns: its path.   :raises InvalidArgument: as of :func:`begin`.
     """
     sysctls = {name: value for name, value in config.linux.sysctls.items() if _kind(name) == "network"}
 
@@ -160,7 +157,7 @@ def _set_sysctls(sysctls: Mapping[str, str]) -> None:
 
 
 def remove(directory: Path) -> None:
-    """Take back what :func:`make` made, whole or in part."""
+    """Take back what :func:`begin` made, whole or in part."""
     with ExitStack() as stack:
         stack.callback(_remove_directory, directory)
         for name in ("ipc", "uts", "shm"):

@@ -38,6 +38,7 @@ from shim_porto_runtime.events import Monitor
 from shim_porto_runtime.images import ImageService, ImageSettings
 from shim_porto_runtime.images import command as images_command
 from shim_porto_runtime.keeper import KeeperClient
+from shim_porto_runtime.leftovers import Leftovers
 from shim_porto_runtime.lists import batches
 from shim_porto_runtime.locks import NamedLocks
 from shim_porto_runtime.names import PAUSE, Names
@@ -126,6 +127,7 @@ class PortoRuntime:
             hooks=shim.hooks,
             locks=NamedLocks(),
             starts=Starts(),
+            leftovers=Leftovers(),
             names=names,
             directories=directories,
             init=directories.install_init(),
@@ -141,6 +143,7 @@ class PortoRuntime:
             return
         if self._recovered.is_set():
             states.refresh(rt)
+            rt.leftovers.clear(rt)
         else:
             recovery.recover(rt)
             self._recovered.set()

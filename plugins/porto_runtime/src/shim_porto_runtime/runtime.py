@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from shim_porto_runtime.events import Monitor
     from shim_porto_runtime.images import ImageService
     from shim_porto_runtime.keeper import KeeperClient
+    from shim_porto_runtime.leftovers import Leftovers
     from shim_porto_runtime.locks import NamedLocks
     from shim_porto_runtime.names import Names
     from shim_porto_runtime.records import Records
@@ -143,10 +144,12 @@ class Directories:
         found = {path.name for above in (self.containers, self.sandboxes) for path in above.iterdir()}
         return {name for name in found if is_id(name)}
 
-    def remove_files(self, owner_id: str) -> None:
+    def remove_files(self, owner_id: str) -> bool:
         """Remove what a container or a sandbox has on disk. Its Porto container has to be gone.
 
         What is mounted there by others is left alone, and looked for again at the next start.
+
+        :returns: False when something is left.
         """
         left = list(remove_tree(self.owned_volumes(owner_id)))
         try:
@@ -164,6 +167,7 @@ class Directories:
             left += remove_tree(helper)
         for what in left:
             logger.warning("%s; it is left as it is", what)
+        return not left
 
 
 NAMESPACE_FILES = ("ipc", "uts", "pid")
@@ -186,6 +190,7 @@ class Runtime:
     hooks: Any
     locks: NamedLocks
     starts: Starts
+    leftovers: Leftovers
     names: Names
     directories: Directories
     init: Path

@@ -79,6 +79,7 @@ def _remove(rt: Runtime, record: SandboxRecord, context: CallContext) -> None:
     _stop(rt, record, context)
     for container in list(rt.records.containers_of(record.id)):
         forget(rt, container)
+    rt.leftovers.clear(rt)
     _remove_files(rt, record.id)
     # The record goes last: whatever failed before is tried again by the next call.
     rt.records.sandboxes.delete(record.id)
@@ -177,18 +178,16 @@ def _repeated(rt: Runtime, existing: SandboxRecord, config: pb.PodSandboxConfig)
 
 def _start(rt: Runtime, record: SandboxRecord, context: CallContext, undo: Undo) -> None:
     image = rt.images.ensure(rt.pause_image, context) if rt.pause_image else None
-    attachment: NetworkAttachment | None = None
-    attached = not on_host_network(record.config)
-    if attached:
-        # Said before it is done: after a crash in between, the network is detached, which is always safe.
-        rt.records.sandboxes.update(record.id, attached=True)
-        undo.add("detach the network", lambda: _detach(rt, record, context.for_cleanup()))
-        attachment = _attach(rt, record, context)
-    context.check()
-
     directory = rt.directories.sandbox(record.id)
     undo.add("remove the namespaces", lambda: namespaces.remove(directory))
-    namespaces.make(directory, record.config, attachment.netns_path if attachment else None)
+    # Network plugins take their time: what else a pod needs is made meanwhile.
+    wait = namespaces.begin(directory, record.config)
+    try:
+        attachment = None if on_host_network(record.config) else _connect(rt, record, context, undo)
+    finally:
+        wait()
+    context.check()
+
     name = rt.names.sandbox(record.id)
     nodes = devices.of_host() if record.config.linux.security_context.privileged else []
     rt.records.sandboxes.update(record.id, devices=[dataclasses.astuple(node) for node in nodes])
@@ -210,6 +209,16 @@ def _start(rt: Runtime, record: SandboxRecord, context: CallContext, undo: Undo)
             pause.start(rt, record, image, context)
     network: dict[str, Any] | None = dataclasses.asdict(attachment) if attachment else None
     rt.records.sandboxes.update(record.id, state=SandboxState.READY, network=network)
+
+
+def _connect(rt: Runtime, record: SandboxRecord, context: CallContext, undo: Undo) -> NetworkAttachment:
+    # Said before it is done: after a crash in between, the network is detached, which is always safe.
+    rt.records.sandboxes.update(record.id, attached=True)
+    undo.add("detach the network", lambda: _detach(rt, record, context.for_cleanup()))
+    attachment = _attach(rt, record, context)
+    if attachment.netns_path:
+        namespaces.set_network_sysctls(record.config, attachment.netns_path)
+    return attachment
 
 
 def _attach(rt: Runtime, record: SandboxRecord, context: CallContext) -> NetworkAttachment:

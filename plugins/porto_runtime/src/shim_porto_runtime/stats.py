@@ -12,6 +12,7 @@ from shim_porto_runtime import container, resources, states
 from shim_porto_runtime.names import check_id, no_such
 from shim_porto_runtime.records import ContainerRecord, ContainerState, SandboxRecord, SandboxState
 from shim_porto_runtime.samples import Interface, Pressure, Sample, interfaces
+from shim_porto_runtime.sandbox import on_host_network
 from shim_porto_runtime.sandbox_status import labels_match
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def _of_sandboxes(rt: Runtime, records: Sequence[SandboxRecord]) -> Iterator[pb.
         sample = samples.get(rt.names.sandbox(record.id))
         if sample is not None:
             _use(linux, sample, resources.of_pod(record.limits, record.overhead).memory_limit_in_bytes)
-            _network(linux.network, interfaces(sample.root_pid), sample.timestamp)
+            _network(linux, network_interfaces(record, sample), sample.timestamp)
             linux.process.timestamp = sample.timestamp
             linux.process.process_count.value = sample.processes
         for member in members[record.id]:
@@ -174,8 +175,18 @@ def _psi(target: pb.PsiStats, pressure: Mapping[str, Pressure]) -> None:
             data.Total, data.Avg10, data.Avg60, data.Avg300 = found.total, found.avg10, found.avg60, found.avg300
 
 
-def _network(target: pb.NetworkUsage, found: Sequence[Interface], timestamp: int) -> None:
-    target.timestamp = timestamp
+def network_interfaces(record: SandboxRecord, sample: Sample) -> list[Interface]:
+    """A pod's own interfaces: on the node's network it has none, and the node's counters aren't its."""
+    return [] if on_host_network(record.config) else interfaces(sample.root_pid)
+
+
+def _network(target: pb.LinuxPodSandboxStats, found: Sequence[Interface], timestamp: int) -> None:
+    """kubelet doesn't survive a network without a default interface."""
+    if not found:
+        return
+    default = next((interface for interface in found if interface.name == DEFAULT_INTERFACE), found[0])
+    network = target.network
+    network.timestamp = timestamp
     for interface in found:
         usage = pb.NetworkInterfaceUsage(
             name=interface.name,
@@ -184,10 +195,10 @@ def _network(target: pb.NetworkUsage, found: Sequence[Interface], timestamp: int
             tx_bytes=pb.UInt64Value(value=interface.tx_bytes),
             tx_errors=pb.UInt64Value(value=interface.tx_errors),
         )
-        if interface.name == DEFAULT_INTERFACE:
-            target.default_interface.CopyFrom(usage)
+        if interface is default:
+            network.default_interface.CopyFrom(usage)
         else:
-            target.interfaces.append(usage)
+            network.interfaces.append(usage)
 
 
 def _name(rt: Runtime, record: ContainerRecord) -> str:
