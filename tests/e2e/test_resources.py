@@ -295,7 +295,7 @@ class TestStatistics:
         assert sandbox in {item.attributes.id for item in listed}
 
     @pytest.mark.parametrize("network", [pb.POD, pb.NODE])
-    def test_a_network_has_a_default_interface(self, pods: Pods, network: int) -> None:
+    def test_a_network_has_a_default_interface(self, pods: Pods, network: pb.NamespaceMode) -> None:
         """Or there is none: kubelet takes the address of whatever it gets. The node's counters are not a pod's."""
         config = pods.config()
         config.linux.security_context.namespace_options.network = network
@@ -407,14 +407,19 @@ class TestEvents:
     def events(self, node: Node, pods: Pods) -> Iterator[list[tuple[str, int]]]:
         """What a subscriber has heard so far: ids and kinds."""
         heard: list[tuple[str, int]] = []
+        faults: list[AssertionError] = []
         stream = node.cri.GetContainerEvents(pb.GetEventsRequest())
 
         def listen() -> None:
             try:
                 for event in stream:
                     heard.append((event.container_id, event.container_event_type))
+                    # kubelet passes over one that doesn't tell of its pod.
+                    assert event.pod_sandbox_status.metadata.uid, event
             except grpc.RpcError:
                 pass
+            except AssertionError as err:
+                faults.append(err)
 
         thread = threading.Thread(target=listen)
         thread.start()
@@ -429,6 +434,7 @@ class TestEvents:
         yield heard
         stream.cancel()
         thread.join()
+        assert not faults
 
     def test_a_life(self, pods: Pods, events: list[tuple[str, int]]) -> None:
         sandbox = pods.run()

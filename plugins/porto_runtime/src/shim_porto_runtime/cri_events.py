@@ -18,6 +18,7 @@ from shim_core.cri.v1 import api_pb2 as pb
 from shim_porto_runtime import container_status, sandbox_status
 
 if TYPE_CHECKING:
+    from shim_porto_runtime.records import SandboxRecord
     from shim_porto_runtime.runtime import Runtime
 
 logger = logging.getLogger("shim.porto_runtime.cri_events")
@@ -47,8 +48,13 @@ class EventHub:
         self._lock = threading.Lock()
         self._subscribers: list[_Subscriber] = []
 
-    def publish(self, rt: Runtime, kind: int, container_id: str, sandbox_id: str) -> None:
-        """Tell that something happened to a container, or to a sandbox (whose id is then the container's)."""
+    def publish(
+        self, rt: Runtime, kind: int, container_id: str, sandbox_id: str, gone: SandboxRecord | None = None
+    ) -> None:
+        """Tell that something happened to a container, or to a sandbox (whose id is then the container's).
+
+        :param gone: a sandbox that has just been deleted. kubelet passes over events without the pod's status.
+        """
         with self._lock:
             subscribers = list(self._subscribers)
         if not subscribers:
@@ -58,8 +64,8 @@ class EventHub:
             container_event_type=kind,  # type: ignore[arg-type]
             created_at=time.time_ns(),
         )
-        # A deleted container has no status any more; its pod may still have one.
-        owner = rt.records.sandboxes.get(sandbox_id)
+        # A deleted container has no status any more; its pod has.
+        owner = rt.records.sandboxes.get(sandbox_id) or gone
         if owner is not None:
             event.pod_sandbox_status.CopyFrom(sandbox_status.status_of(owner))
             event.containers_statuses.extend(

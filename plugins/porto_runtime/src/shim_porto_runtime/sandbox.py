@@ -82,9 +82,10 @@ def _remove(rt: Runtime, record: SandboxRecord, context: CallContext) -> None:
     rt.leftovers.clear(rt)
     _remove_files(rt, record.id)
     # The record goes last: whatever failed before is tried again by the next call.
+    record = rt.records.sandboxes.get(record.id) or record
     rt.records.sandboxes.delete(record.id)
     rt.sampler.forget(rt.names.sandbox(record.id))
-    rt.events.publish(rt, pb.CONTAINER_DELETED_EVENT, record.id, record.id)
+    rt.events.publish(rt, pb.CONTAINER_DELETED_EVENT, record.id, record.id, gone=record)
 
 
 def forget(rt: Runtime, record: ContainerRecord) -> None:
