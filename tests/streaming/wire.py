@@ -102,7 +102,7 @@ def connect(url: str, tls: ssl.SSLContext | None = None) -> Connection:
 def request(url: str, headers: Mapping[str, str], method: str = "POST") -> bytes:
     """An HTTP request, as Go writes it."""
     parts = urlsplit(url)
-    lines = [f"{method} {parts.path} HTTP/1.1"]
+    lines = [f"{method} {parts.path}{f'?{parts.query}' if parts.query else ''} HTTP/1.1"]
     lines += [f"{name}: {value}" for name, value in ({"Host": parts.netloc} | dict(headers)).items()]
     return "\r\n".join([*lines, "", ""]).encode()
 
