@@ -123,7 +123,9 @@ class Chaos:
             connection.send(data)
             connection.end()
         for connection in connections:
-            assert connection.wait_end(self.patience_s) == data
+            if (got := connection.wait_end(self.patience_s)) != data:
+                reset, error = connection.data.reset, bytes(connection.error.data)
+                raise AssertionError(f"{len(got)} bytes of {len(data)} came back, reset: {reset}, error: {error!r}")
         forwarder.close()
 
     def case_forward_that_goes(self) -> None:
