@@ -398,7 +398,7 @@ def test_a_thousand_sessions(registry: LocalRegistry, tmp_path: Path) -> None:
             run(36)
             before_used = used()
             run(1000 if LONG else 72)
-            # Pools grow to what was needed at once, and stay: a thread for each call, and up to 16 connections to Porto.
+            # Pools grow to what was needed at once, and stay: a thread for each call, 16 connections to Porto.
             until(
                 used, lambda now: all(n <= b + 2 * CLIENTS for n, b in zip(now, before_used, strict=True)), PATIENCE_S
             )
