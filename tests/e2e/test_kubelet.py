@@ -28,10 +28,9 @@ from tools.node import Node
 from tools.registry import LocalRegistry
 
 KUBELET = os.environ.get("KUBELET", "")
-pytestmark = [
-    pytest.mark.skipif(not KUBELET, reason="there is no kubelet: KUBELET=PATH names one"),
-    pytest.mark.timeout(600),
-]
+if not KUBELET:
+    pytest.skip("there is no kubelet: KUBELET=PATH names one", allow_module_level=True)
+pytestmark = pytest.mark.timeout(600)
 
 HOST = "node1"
 PORT = 10250
