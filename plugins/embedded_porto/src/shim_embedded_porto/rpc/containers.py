@@ -189,17 +189,16 @@ def _unchanged(ct: Container, request: pb.TContainerListRequest | pb.TContainerG
 def get(call: Call, request: pb.TContainerGetRequest) -> None:
     """Many properties of many containers."""
     masks = [name for name in request.name if text.is_mask(name)]
-    names = [name for name in request.name if not text.is_mask(name)]
+    wanted: list[tuple[str, Container | None]] = [(name, None) for name in request.name if not text.is_mask(name)]
     if masks:
-        names += [name for name, _ in visible(call) if any(text.matches(name, mask) for mask in masks)]
+        wanted += [each for each in visible(call) if any(text.matches(each[0], mask) for mask in masks)]
     context = call.context
     call.response.get.SetInParent()
-    for name in names:
+    for name, ct in wanted:
         entry = call.response.get.list.add(name=name)
-        ct: Container | None = None
         missing: Fault | None = None
         try:
-            ct = call.client.find(name)
+            ct = ct or call.client.find(name)
         except Fault as fault:
             missing = fault
         if ct is not None:
