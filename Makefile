@@ -42,7 +42,8 @@ lint: prepare
 
 bench:
 	@tools/prepare.sh containerd conmon
-	@$(PYTHON) -m tools.stage $(PYTHON) -m tools.bench $(BENCH)
+	@if [ -z "$$PORTO_SOCKET" ]; then $(PYTHON) -m tools.stage $(PYTHON) -m tools.bench $(BENCH); \
+	else $(PYTHON) -m tools.bench $(BENCH); fi
 
 critest: prepare
 	@$(PYTHON) -m tools.stage $(PYTHON) -m tools.critest $(CRITEST)
