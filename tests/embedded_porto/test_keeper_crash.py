@@ -21,11 +21,13 @@ from tests.porto.support import run
 
 pytestmark = pytest.mark.root
 
-POINTS = 3
+POINTS = 4
 """How many moments of each operation are tried."""
 
+NAMES = ("create", "create a pod", "exec", "stop", "destroy a container")
 
-@pytest.mark.parametrize("name", ["create", "exec", "stop"])
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("counted", ["", "keeper"], ids=["by the daemon's steps", "by its own steps"])
 def test_keeper(daemon: Daemon, archive: str, name: str, counted: str) -> None:
     operation = OPERATIONS[name]
@@ -45,13 +47,13 @@ def test_keeper(daemon: Daemon, archive: str, name: str, counted: str) -> None:
             finish(daemon, porto, operation, archive)
 
 
-@pytest.mark.parametrize("name", ["create", "exec"])
+@pytest.mark.parametrize("name", ["create", "create a pod", "exec"])
 def test_what_it_forks(daemon: Daemon, archive: str, name: str) -> None:
     operation = OPERATIONS[name]
     with _crashing(daemon, archive) as porto:
         for point in range(POINTS):
             make_pod(porto)
-            daemon.arm(1 + 30 * point, counted="forked")
+            daemon.arm(1 + 20 * point, counted="forked")
             _try(lambda: operation.do(porto, archive))
             daemon.disarm(counted="forked")
             finish(daemon, porto, operation, archive)
