@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from shim_core.context import CallContext
 from shim_core.cri.v1 import api_pb2 as pb
 from shim_porto_runtime import container, signals, states
-from shim_porto_runtime.records import ContainerRecord, ContainerState
+from shim_porto_runtime.records import ContainerRecord, ContainerState, remembered
 from shim_porto_runtime.sandbox_status import labels_match
 
 if TYPE_CHECKING:
@@ -95,15 +95,8 @@ def status_of(record: ContainerRecord) -> pb.ContainerStatus:
     return status
 
 
+@remembered  # kubelet asks each second, and little has changed
 def _item(record: ContainerRecord) -> pb.Container:
-    # kubelet asks each second, and little has changed.
-    made = record.memo.get("item")
-    if not isinstance(made, pb.Container):
-        made = record.memo["item"] = _make_item(record)
-    return made
-
-
-def _make_item(record: ContainerRecord) -> pb.Container:
     config = record.config
     return pb.Container(
         id=record.id,

@@ -69,8 +69,8 @@ class SandboxRecord:
     """The pod's resources since they were updated, serialized, in hex; empty: those of the config."""
     overhead_in_force: str = ""
     """Likewise its overhead."""
-    memo: dict[str, Message] = field(init=False, repr=False, compare=False, default_factory=dict)
-    """What was made of this very record, by whom. Messages in it are for copying, never to be changed."""
+    memo: dict[object, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
+    """See :func:`remembered`."""
 
     @property
     def key(self) -> str:
@@ -130,8 +130,8 @@ class ContainerRecord:
     exit_code: int = 0
     reason: str = ""
     message: str = ""
-    memo: dict[str, Message] = field(init=False, repr=False, compare=False, default_factory=dict)
-    """What was made of this very record, by whom. Messages in it are for copying, never to be changed."""
+    memo: dict[object, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
+    """See :func:`remembered`."""
 
     @property
     def key(self) -> str:
@@ -158,6 +158,19 @@ class ContainerRecord:
 
 
 R = TypeVar("R", SandboxRecord, ContainerRecord)
+T = TypeVar("T")
+
+
+def remembered(make: Callable[[R], T]) -> Callable[[R], T]:
+    """Make something of a record once: a record never changes. What is made is for copying, never to be changed."""
+
+    def made(record: R) -> T:
+        if make not in record.memo:
+            record.memo[make] = make(record)
+        found: T = record.memo[make]
+        return found
+
+    return made
 
 
 class Table(Generic[R]):
@@ -210,14 +223,15 @@ class Table(Generic[R]):
             self._by_id[record_id] = record
             return record
 
-    def delete(self, record_id: str) -> None:
-        """Remove a record; nothing happens if it isn't there."""
+    def delete(self, record_id: str) -> R | None:
+        """Remove a record; it as it was last, None if it isn't there."""
         with self._lock:
             record = self._by_id.get(record_id)
             if record is not None:
                 self._database.delete(self._name, record_id)
                 del self._by_id[record_id]
                 del self._by_key[record.key]
+            return record
 
     def get(self, record_id: str) -> R | None:
         return self._by_id.get(record_id)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from shim_core.context import CallContext
 from shim_core.errors import ShimError, Unavailable
-from shim_porto_runtime import container, namespaces, sandbox, spec, states
+from shim_porto_runtime import container, sandbox, spec, states
 from shim_porto_runtime.porto_errors import porto_errors
 from shim_porto_runtime.records import ContainerState, SandboxState
 
@@ -50,12 +50,7 @@ def recover(rt: Runtime) -> None:
             _try(f"destroying the orphan {name}", partial(sandbox.destroy, rt, name))
     known = {record.id for record in rt.records.sandboxes.all()} | {record.id for record in rt.records.containers.all()}
     for owner_id in sorted(rt.directories.owners() - known):
-        _try(f"removing what {owner_id} has left on disk", partial(_remove_files, rt, owner_id))
-
-
-def _remove_files(rt: Runtime, owner_id: str) -> None:
-    namespaces.remove(rt.directories.sandbox(owner_id))
-    rt.directories.remove_files(owner_id)
+        _try(f"removing what {owner_id} has left on disk", partial(sandbox.remove_files, rt, owner_id))
 
 
 def _streams(rt: Runtime) -> None:

@@ -80,12 +80,11 @@ def _remove(rt: Runtime, record: SandboxRecord, context: CallContext) -> None:
     for container in list(rt.records.containers_of(record.id)):
         forget(rt, container)
     rt.leftovers.clear(rt)
-    _remove_files(rt, record.id)
+    remove_files(rt, record.id)
     # The record goes last: whatever failed before is tried again by the next call.
-    record = rt.records.sandboxes.get(record.id) or record
-    rt.records.sandboxes.delete(record.id)
+    gone = rt.records.sandboxes.delete(record.id)
     rt.sampler.forget(rt.names.sandbox(record.id))
-    rt.events.publish(rt, pb.CONTAINER_DELETED_EVENT, record.id, record.id, gone=record)
+    rt.events.publish(rt, pb.CONTAINER_DELETED_EVENT, record.id, record.id, gone=gone)
 
 
 def forget(rt: Runtime, record: ContainerRecord) -> None:
@@ -102,11 +101,12 @@ def reclaim(rt: Runtime, record: SandboxRecord, context: CallContext) -> None:
     """Take back what a daemon that died left of a sandbox it was making."""
     with rt.locks.hold(record.id, context):
         _stop(rt, record, context)
-        _remove_files(rt, record.id)
+        remove_files(rt, record.id)
         rt.records.sandboxes.delete(record.id)
 
 
-def _remove_files(rt: Runtime, sandbox_id: str) -> None:
+def remove_files(rt: Runtime, sandbox_id: str) -> None:
+    """Remove what a sandbox, or a container, has on disk. Its Porto container has to be gone."""
     namespaces.remove(rt.directories.sandbox(sandbox_id))
     rt.directories.remove_files(sandbox_id)
 

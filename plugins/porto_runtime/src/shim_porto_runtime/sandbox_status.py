@@ -10,7 +10,7 @@ from shim_core.context import CallContext
 from shim_core.cri.v1 import api_pb2 as pb
 from shim_porto_runtime import states
 from shim_porto_runtime.names import check_id, no_such
-from shim_porto_runtime.records import SandboxRecord, SandboxState
+from shim_porto_runtime.records import SandboxRecord, SandboxState, remembered
 
 if TYPE_CHECKING:
     from shim_porto_runtime.runtime import Runtime
@@ -85,15 +85,8 @@ def status_of(record: SandboxRecord) -> pb.PodSandboxStatus:
     return status
 
 
+@remembered  # kubelet asks each second, and little has changed
 def _item(record: SandboxRecord) -> pb.PodSandbox:
-    # kubelet asks each second, and little has changed.
-    made = record.memo.get("item")
-    if not isinstance(made, pb.PodSandbox):
-        made = record.memo["item"] = _make_item(record)
-    return made
-
-
-def _make_item(record: SandboxRecord) -> pb.PodSandbox:
     config = record.config
     return pb.PodSandbox(
         id=record.id,
