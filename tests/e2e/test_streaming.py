@@ -12,7 +12,6 @@ import json
 import os
 import re
 import socket
-import socketserver
 import struct
 import subprocess
 import tarfile
@@ -32,6 +31,7 @@ from shim_core.cri.v1 import api_pb2 as pb
 from tests.e2e.conftest import pull, require_crictl
 from tests.e2e.pods import Pods, until
 from tests.streaming import chaos
+from tests.streaming.pods import Pod, echo
 from tests.streaming.spdy_client import SpdyCommand
 from tools.node import Node
 from tools.registry import LocalRegistry
@@ -294,45 +294,19 @@ def test_a_port_where_nobody_listens(pods: Pods, node: Node, transport: str) -> 
 # -- many --------------------------------------------------------------------------------------------------------------
 
 
-class Echo(socketserver.ThreadingTCPServer):
-    """Sends back what comes. Busybox's nc would let two wait, and the kernel resets those that come after them."""
+@contextmanager
+def echoing(netns_path: str) -> Iterator[Pod]:
+    """An echo server in a network namespace. Busybox's nc would let two wait, and the kernel resets the others."""
 
-    request_queue_size = 1024
-    daemon_threads = True
+    def make() -> Pod:
+        setns(netns_path, CLONE_NEWNET)
+        return Pod(echo)
 
-    def __init__(self) -> None:
-        self.connections: set[socket.socket] = set()
-        super().__init__(("127.0.0.1", ECHO_PORT), _EchoHandler)
-
-    @classmethod
-    @contextmanager
-    def inside(cls, netns_path: str) -> Iterator[Echo]:
-        """One in a network namespace."""
-
-        def make() -> Echo:
-            setns(netns_path, CLONE_NEWNET)
-            return cls()
-
-        with in_thread(make) as server:
-            thread = threading.Thread(target=server.serve_forever)
-            thread.start()
-            yield server
-            server.shutdown()
-            thread.join()
-
-
-class _EchoHandler(socketserver.BaseRequestHandler):
-    server: Echo
-
-    def handle(self) -> None:
-        self.server.connections.add(self.request)
-        try:
-            while data := self.request.recv(65536):
-                self.request.sendall(data)
-        except ConnectionError:
-            pass  # many a client goes without a word
-        finally:
-            self.server.connections.discard(self.request)
+    server = in_thread(make)
+    try:
+        yield server
+    finally:
+        server.close()
 
 
 class NodeUrls:
@@ -385,16 +359,16 @@ def test_a_thousand_sessions(registry: LocalRegistry, tmp_path: Path) -> None:
             return sorted(pods.shell(container, "cd /proc; for p in [0-9]*; do cat $p/comm; done 2>/dev/null").split())
 
         def run(sessions: int) -> None:
-            assert chaos.run(urls, ECHO_PORT, CLOSED_PORT, sessions, CLIENTS, PATIENCE_S).total() >= sessions
+            assert chaos.run(urls, server.port, CLOSED_PORT, sessions, CLIENTS, PATIENCE_S).total() >= sessions
             until(lambda: urls.state()["sessions"], lambda now: now == 0, PATIENCE_S)
-            until(lambda: echo.connections, lambda now: not now, PATIENCE_S)
+            until(lambda: all(sock.fileno() < 0 for sock in server.connections), timeout_s=PATIENCE_S)
             until(lambda: containers_of(own), lambda now: now == before_porto, PATIENCE_S)
             until(processes, lambda now: now == before, PATIENCE_S)
 
         # portod removes what ran there when it notices that its client has gone.
         before_porto = until(lambda: containers_of(own), lambda now: len(now) == 3)
         before = processes()
-        with Echo.inside(urls.netns_path) as echo:
+        with echoing(urls.netns_path) as server:
             run(36)
             before_used = used()
             run(1000 if LONG else 72)

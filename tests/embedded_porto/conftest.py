@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from porto_api import Client
-from tests.embedded_porto.daemon import Daemon, eventually
+from tests.embedded_porto.daemon import Daemon
+from tests.porto.support import eventually
 from tools import images
 
 

@@ -9,21 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 from porto_api import Client, errors
 
 _START_TIMEOUT_S = 20.0
-
-
-def eventually(condition: Callable[[], object], timeout_s: float = 60.0, what: str = "it") -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} hasn't happened in time"
-        time.sleep(0.005)
 
 
 class Daemon:

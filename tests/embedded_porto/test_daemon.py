@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from porto_api import Client, errors, rpc_pb2
-from tests.embedded_porto.daemon import Daemon, eventually
-from tests.porto.support import root_pid, spec, start, state
+from tests.embedded_porto.daemon import Daemon
+from tests.porto.support import eventually, root_pid, spec, start, state
 
 pytestmark = pytest.mark.root
 

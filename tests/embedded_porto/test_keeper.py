@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from porto_api import Client, errors
-from tests.embedded_porto.daemon import Daemon, eventually
-from tests.porto.support import result, root_pid, run, shell, start, state
+from tests.embedded_porto.daemon import Daemon
+from tests.porto.support import eventually, result, root_pid, run, shell, start, state
 
 pytestmark = pytest.mark.root
 

@@ -15,9 +15,9 @@ from shim_embedded_porto import keeper
 
 from porto_api import Client, errors
 from tests.embedded_porto import crashing
-from tests.embedded_porto.daemon import Daemon, eventually
+from tests.embedded_porto.daemon import Daemon
 from tests.embedded_porto.operations import OPERATIONS, clear, finish, make_pod
-from tests.porto.support import run
+from tests.porto.support import eventually, run
 
 pytestmark = pytest.mark.root
 

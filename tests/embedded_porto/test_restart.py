@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from porto_api import Client, errors, rpc_pb2
-from tests.embedded_porto.daemon import Daemon, eventually
-from tests.porto.support import refused, root_pid, run, shell, spec, start, state, states
+from tests.embedded_porto.daemon import Daemon
+from tests.porto.support import eventually, refused, root_pid, run, shell, spec, start, state, states
 
 pytestmark = pytest.mark.root
 
