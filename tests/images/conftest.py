@@ -6,6 +6,7 @@ With ``PORTO_SOCKET`` set the Porto is real too.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ import pytest
 from shim_porto_runtime.images import layers
 
 from tests.images.fakeporto import FakePorto
+from tests.images.hostile import HostileRegistry
 from tests.images.support import MakeNode, Node, entry, open_node
+from tests.images.victim import Victim
+from tools.certificates import CertificateAuthority
 from tools.registry import LocalRegistry
 from tools.scratch import scratch
 
@@ -104,3 +108,34 @@ def repository(request: pytest.FixtureRequest) -> str:
     """A repository name of the test's own."""
     name = "".join(char if char.isalnum() else "-" for char in request.node.name.lower())
     return "-".join(filter(None, name.split("-")))[:120]
+
+
+@pytest.fixture(scope="package")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
+    return CertificateAuthority(tmp_path_factory.mktemp("hostile"))
+
+
+@pytest.fixture
+def hostile(authority: CertificateAuthority) -> Iterator[HostileRegistry]:
+    registry = HostileRegistry(authority.issue("hostile", ["localhost"]))
+    yield registry
+    registry.stop()
+
+
+@pytest.fixture
+def foreign(authority: CertificateAuthority) -> Iterator[HostileRegistry]:
+    """Another host, which must never see a secret."""
+    registry = HostileRegistry(authority.issue("foreign", ["127.0.0.1"]), host="127.0.0.1")
+    yield registry
+    registry.stop()
+
+
+@pytest.fixture
+def victim(make_node: MakeNode, hostile: HostileRegistry, authority: CertificateAuthority) -> Victim:
+    """Makes a node that trusts the hostile registry's CA."""
+
+    def make(keys: dict[str, Any] | None = None, **top: Any) -> Node:
+        entry = {"Host": hostile.address, "CA": str(authority.path), **(keys or {})}
+        return make_node({"Registries": [entry], **top}, state=f"state-{time.monotonic_ns()}")
+
+    return make
